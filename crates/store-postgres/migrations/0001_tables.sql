@@ -24,6 +24,8 @@ CREATE TABLE engines (
     -- A new value for each connection that writes: what an earlier connection sent is fenced.
     session uuid NOT NULL,
     registered boolean NOT NULL,
+    -- The version of the tables that the process knows. A migration changes it, which fences the process.
+    schema_version integer NOT NULL,
     lease_until timestamptz NOT NULL,
     -- The last entry of the engine's audit chain.
     sequence bigint NOT NULL,

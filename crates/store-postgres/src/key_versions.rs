@@ -9,6 +9,7 @@ use super::{
     PostgresConfig, PostgresOpenError,
     batch::number,
     connection::{Connection, QueryError, column},
+    migration::SUPPORTED,
     registration::checkpoint,
     sql,
     tls::Tls,
@@ -178,7 +179,7 @@ pub(crate) async fn record(connection: &Connection, body: Body) -> Result<(), Qu
         body,
     };
     let empty = Checkpoint::EMPTY.hash;
-    connection.execute_text(sql::OPERATOR_INSERT, &[&OPERATOR, &Uuid::new_v4(), &empty.as_slice()]).await?;
+    connection.execute_text(sql::OPERATOR_INSERT, &[&OPERATOR, &Uuid::new_v4(), &empty.as_slice(), &SUPPORTED]).await?;
     let rows = connection.query_text(sql::OPERATOR_HEAD, &[&OPERATOR]).await?;
     let row = rows.first().ok_or_else(|| QueryError::Row("engines has no row of the operator".to_owned()))?;
     let head = checkpoint(column(row, 0)?, column(row, 1)?)?;

@@ -10,6 +10,7 @@ use super::{
     PostgresConfig,
     connection::{CommitError, Connection, QueryError, column},
     key_versions::{KeyVersions, window_of},
+    migration::SUPPORTED,
     sql,
 };
 use audit::{archive::ArchivedPart, chain::Checkpoint};
@@ -81,7 +82,7 @@ impl Session {
             let registered = connection
                 .execute_text(
                     sql::ENGINE_REGISTER,
-                    &[&engine, &known.incarnation, &incarnation, &session, &lease, &!known.registered],
+                    &[&engine, &known.incarnation, &incarnation, &session, &lease, &!known.registered, &SUPPORTED],
                 )
                 .await?;
             if registered != 1 {
@@ -91,8 +92,8 @@ impl Session {
             head = checkpoint(column(row, 5)?, column(row, 6)?)?;
             archived = archived_end(column(row, 4)?)?;
         } else {
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-                [&engine, &incarnation, &session, &lease, &head.hash.as_slice()];
+            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+                [&engine, &incarnation, &session, &lease, &head.hash.as_slice(), &SUPPORTED];
             connection.execute_text(sql::ENGINE_INSERT, &values).await?;
             versions.engines.push(super::key_versions::EngineKeys {
                 name: engine.clone(),
@@ -122,10 +123,12 @@ impl Session {
         connection.begin().await?;
         let row = connection.query_text(sql::ENGINE, &[&self.engine]).await?;
         let row = row.first().ok_or_else(|| QueryError::Row("engines has no row of this engine".to_owned()))?;
-        if column::<Uuid>(row, 0)? != self.incarnation {
-            // Only an acknowledged commit says so for good: a failover may take away the other registration.
+        let (incarnation, schema_version): (Uuid, i32) = (column(row, 0)?, column(row, 2)?);
+        if (incarnation, schema_version) != (self.incarnation, SUPPORTED) {
+            // Only an acknowledged commit says so for good: a failover may take away the registration or the migration.
             connection.commit().await?;
-            return Err(RecoverError::Displaced);
+            let is_displaced = incarnation != self.incarnation;
+            return Err(if is_displaced { RecoverError::Displaced } else { RecoverError::Migrated });
         }
         // An earlier fence may have been committed without an acknowledgement, so the session is read, not remembered.
         let (before, fresh, lease): (Uuid, _, _) = (column(row, 1)?, Uuid::new_v4(), config.lease.as_secs_f64());
@@ -172,6 +175,8 @@ pub(crate) enum RecoverError {
     Again,
     #[error("another process has registered the engine's name")]
     Displaced,
+    #[error("a newer release has migrated the tables")]
+    Migrated,
 }
 
 /// A checkpoint of two columns.

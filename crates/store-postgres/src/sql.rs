@@ -30,13 +30,13 @@ pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 
 
 /// R1: the engine's row, first in each transaction.
 pub(crate) const ENGINE_LOCK: &str = "SELECT sequence, head, min_versions, max_versions FROM engines \
-     WHERE name = $1 AND incarnation = $2 AND session = $3 FOR UPDATE";
+     WHERE name = $1 AND incarnation = $2 AND session = $3 AND schema_version = $4 FOR UPDATE";
 /// R1: the head of the chain, last in each transaction; with it the lease.
 pub(crate) const ENGINE_HEAD: &str = "UPDATE engines SET sequence = $5, head = $6, newest_time = $8, \
      lease_until = clock_timestamp() + $7::float8 * interval '1 second' \
      WHERE name = $1 AND incarnation = $2 AND session = $3 AND sequence = $4";
 /// R3: the engine's row, whichever process has its name. Waits for a transaction of an earlier connection.
-pub(crate) const ENGINE: &str = "SELECT incarnation, session FROM engines WHERE name = $1 FOR UPDATE";
+pub(crate) const ENGINE: &str = "SELECT incarnation, session, schema_version FROM engines WHERE name = $1 FOR UPDATE";
 /// R3: fences what the connection of the session before has sent and the server has not executed yet.
 pub(crate) const ENGINE_FENCE: &str = "UPDATE engines SET session = $4, \
      lease_until = clock_timestamp() + $5::float8 * interval '1 second' WHERE name = $1 AND incarnation = $2 AND session = $3";
@@ -52,12 +52,12 @@ pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, new
      FROM engines ORDER BY name FOR UPDATE";
 /// R2: compare-and-set on the incarnation, after the lease has expired; $6 for an incarnation of this very process.
 pub(crate) const ENGINE_REGISTER: &str = "UPDATE engines SET incarnation = $3, session = $4, registered = true, \
-     newest_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second' \
+     newest_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second', schema_version = $7 \
      WHERE name = $1 AND incarnation = $2 AND ($6::boolean OR lease_until < clock_timestamp())";
 /// R2: an engine that was never registered.
 pub(crate) const ENGINE_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
-     head, min_versions, max_versions, newest_time) VALUES ($1, $2, $3, true, \
-     clock_timestamp() + $4::float8 * interval '1 second', 0, $5, '{0,0,0,0}', '{0,0,0,0}', 0)";
+     head, min_versions, max_versions, newest_time, schema_version) VALUES ($1, $2, $3, true, \
+     clock_timestamp() + $4::float8 * interval '1 second', 0, $5, '{0,0,0,0}', '{0,0,0,0}', 0, $6)";
 /// The engine stops: it writes nothing more, and blocks no rotation.
 pub(crate) const ENGINE_DEREGISTER: &str = "UPDATE engines SET incarnation = $3, registered = false, newest_versions = NULL, \
      lease_until = clock_timestamp() - interval '1 second' WHERE name = $1 AND incarnation = $2";
@@ -66,8 +66,8 @@ pub(crate) const ENGINE_DEREGISTER_EXPIRED: &str = "UPDATE engines SET incarnati
      newest_versions = NULL WHERE name = $1 AND registered AND lease_until < clock_timestamp()";
 /// The row of the chain of [`super::key_versions::OPERATOR`], which is no engine: under the lock of the key versions.
 pub(crate) const OPERATOR_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
-     head, min_versions, max_versions, newest_time) VALUES ($1, $2, $2, false, clock_timestamp() - interval '1 second', \
-     0, $3, '{0,0,0,0}', '{0,0,0,0}', 0) ON CONFLICT (name) DO NOTHING";
+     head, min_versions, max_versions, newest_time, schema_version) VALUES ($1, $2, $2, false, \
+     clock_timestamp() - interval '1 second', 0, $3, '{0,0,0,0}', '{0,0,0,0}', 0, $4) ON CONFLICT (name) DO NOTHING";
 pub(crate) const OPERATOR_HEAD: &str = "SELECT sequence, head FROM engines WHERE name = $1 FOR UPDATE";
 pub(crate) const OPERATOR_HEAD_SET: &str = "UPDATE engines SET sequence = $2, head = $3 WHERE name = $1";
 /// R10: the window of every engine, which waits for each running transaction.
@@ -170,6 +170,9 @@ pub(crate) const SCHEMA_VERSION_ROW: &str =
     "INSERT INTO schema_version (id, version) VALUES (1, 0) ON CONFLICT (id) DO NOTHING";
 /// The lock row: of racing programs one migrates, and the others find its version.
 pub(crate) const SCHEMA_VERSION_LOCK: &str = "SELECT version FROM schema_version WHERE id = 1 FOR UPDATE";
+pub(crate) const SCHEMA_VERSION: &str = "SELECT version FROM schema_version WHERE id = 1";
+/// Before the tables change: waits for the transactions that run, and fences the engines of the release before.
+pub(crate) const ENGINES_SCHEMA: &str = "UPDATE engines SET schema_version = $1";
 pub(crate) const SCHEMA_VERSION_SET: &str = "UPDATE schema_version SET version = $1 WHERE id = 1";
 pub(crate) const SCHEMA_VERSION_EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM information_schema.tables \
      WHERE table_schema = current_schema() AND table_name = 'schema_version')";

@@ -12,6 +12,7 @@ use super::{
     connection::{CommitError, Connection, QueryError, column},
     database_clock::{DatabaseClock, transaction_time},
     key_versions::{KeyVersions, numbers, window_of},
+    migration::SUPPORTED,
     queue::{Command, Reply},
     registration::{Session, checkpoint},
     sql,
@@ -56,7 +57,7 @@ pub(crate) enum Failure {
     InDoubt { attempt: Uuid, done: Done, problem: String },
     /// The server refuses, as it will again.
     Refused(String),
-    /// R1: the engine's row has another incarnation or session.
+    /// R1: the engine's row has another incarnation, session or version of the tables.
     Fenced,
 }
 
@@ -129,7 +130,7 @@ async fn load(
         (has_keys, sql::KEY_VERSIONS_LOCK, &[]),
         (has_keys, sql::ENGINES_LOCK, &[]),
         // R1.
-        (true, sql::ENGINE_LOCK, &[&session.engine, &session.incarnation, &session.session]),
+        (true, sql::ENGINE_LOCK, &[&session.engine, &session.incarnation, &session.session, &SUPPORTED]),
         (has_cards, sql::CARDS_LOCK, &[&tenants, &plastics, &controls]),
         (!controls.is_empty(), sql::CONTROLS_LOCK, &[&controls]),
         (!counted.is_empty(), sql::UNREGISTERED, &[&counted]),

@@ -205,9 +205,9 @@ impl Writer {
             };
             match recovered {
                 Ok(is_committed) => break is_committed,
-                Err(RecoverProblem::Displaced) => {
+                Err(RecoverProblem::Fenced(cause)) => {
                     answer_unresolved(&shared, in_doubt.as_mut());
-                    shared.queue.fail(FailureCause::Displaced);
+                    shared.queue.fail(cause);
                     return Err(Ended);
                 }
                 Err(RecoverProblem::Again(problem)) => {
@@ -244,7 +244,8 @@ impl Writer {
                 self.connection = Some(connection);
                 Ok(is_committed)
             }
-            Err(RecoverError::Displaced) => Err(RecoverProblem::Displaced),
+            Err(RecoverError::Displaced) => Err(RecoverProblem::Fenced(FailureCause::Displaced)),
+            Err(RecoverError::Migrated) => Err(RecoverProblem::Fenced(FailureCause::Migrated)),
             Err(error) => Err(again(&error)),
         }
     }
@@ -263,7 +264,8 @@ fn set_away(shared: &Shared, in_doubt: Option<&mut InDoubt>) {
 }
 
 enum RecoverProblem {
-    Displaced,
+    /// For good.
+    Fenced(FailureCause),
     Again(String),
 }
 

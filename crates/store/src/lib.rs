@@ -757,6 +757,9 @@ pub enum FailureCause {
         "another process uses the name of this engine, or the engine was deregistered; stop the other process or change the name"
     )]
     Displaced,
+    /// A newer release has migrated the tables of the database while this engine ran. Nothing that it sent since is committed.
+    #[error("a newer release has migrated the tables; install that release")]
+    Migrated,
 }
 
 /// An error of the store itself. Nothing was changed, but for [`StoreError::InDoubt`] and [`StoreError::Unresolved`].

@@ -2,9 +2,9 @@
 
 use crate::open;
 use crate::server::{Server, until};
-use store::Store;
 use store::conformance::card;
 use store::conformance::pin_use::{reserve, set_by_zone};
+use store::{ChangeError, FailureCause, Store, StoreError, StoreState};
 use store_postgres::{DatabaseHost, Postgres, PostgresConfig, PostgresOpenError};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,6 +32,34 @@ async fn tables_of_another_release_are_refused() {
     server.admin().await.execute("UPDATE schema_version SET version = 2", &[]).await.unwrap();
     refuses(&config, 2).await;
     refuses(&strict, 2).await;
+}
+
+/// What a migration of a newer release does first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_fences_an_engine_of_the_release_before() {
+    let server = Server::start();
+    let store = open(&server.config("engine-1")).await;
+    set_by_zone(&*store, card(1), 1).await.unwrap();
+    let admin = server.admin().await;
+    admin.execute("UPDATE engines SET schema_version = schema_version + 1", &[]).await.unwrap();
+    let refused = set_by_zone(&*store, card(1), 2).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::Failed(_)))), "{refused:?}");
+    let state = store.state().borrow().clone();
+    assert!(matches!(state, StoreState::Failed(failure) if failure.cause == FailureCause::Migrated));
+    let sets: i64 = admin.query_one("SELECT count(*) FROM audit", &[]).await.unwrap().get(0);
+    assert_eq!(sets, 1);
+}
+
+/// A migration that runs holds the row: a program whose tables are right does not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_this_release_are_opened_without_a_write() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    open(&config).await.close().await;
+    let admin = server.admin().await;
+    admin.batch_execute("BEGIN; SELECT version FROM schema_version FOR UPDATE").await.unwrap();
+    open(&config).await.close().await;
+    admin.batch_execute("ROLLBACK").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
