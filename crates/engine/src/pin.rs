@@ -33,7 +33,7 @@ use domain::rules::Admission;
 use domain::storage_key::{MaxKeyVersions, RecordKey, StorageKeyKind};
 use hsm_client::Boundary;
 use hsm_protocol::{Account, KeyVersion, PinRecord, Reply, Request, SealedAccount, StorageVersions, UnavailableReason};
-use store::{Store, StoreError};
+use store::{ReadEpoch, Store, StoreError};
 
 pub use self::{
     block_translation::{BlockToTranslate, Translated},
@@ -167,11 +167,13 @@ impl Pins {
         }
     }
 
-    /// Records the event of a request that was refused. The caller gets the answer after the event is durable. A store that is
-    /// low on space records no refusal: only the log names the request then.
+    /// Records the event of a request that was refused. The caller gets the answer after the event is durable, and with it what
+    /// the request read since `reads` (R11). A store that is low on space records no refusal: only the log names the request
+    /// then.
     async fn audit_refusal<T>(
         &self,
         caller: &Caller,
+        reads: ReadEpoch,
         refused: impl FnOnce() -> Refused,
         result: Result<T, PinError>,
     ) -> Result<T, PinError> {
@@ -180,6 +182,9 @@ impl Pins {
             Refused::Card { tenant, event } => Event { tenant: Some(tenant), ..self.card_event(caller, event) },
             Refused::UnknownControl { action, control } => {
                 let Some(unrecorded) = self.limits.unknown_controls.admit(&(caller.tenant, action)) else {
+                    // One transaction confirms the reads of many callers, and writes no entry for them.
+                    let event = self.caller_event(caller, Body::UnknownControl { action, control, unrecorded: 0 });
+                    self.store.confirm_reads(reads, event).await?;
                     return result;
                 };
                 self.caller_event(caller, Body::UnknownControl { action, control, unrecorded })
@@ -194,6 +199,7 @@ impl Pins {
             }
             recorded => recorded?,
         }
+        self.store.check_reads(reads)?;
         result
     }
 

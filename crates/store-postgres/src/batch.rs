@@ -77,7 +77,7 @@ impl Needs {
             }
             Change::SetKeysInUse { min, .. } => self.keys = Some(min_of(min)),
             Change::RemoveArchived(part) => self.archived.extend(i64::try_from(part.end().sequence)),
-            Change::RecordEvent | Change::RecordAccess => {}
+            Change::ConfirmReads | Change::RecordEvent | Change::RecordAccess => {}
         }
     }
 }

@@ -98,7 +98,7 @@ use domain::storage_key::MaxKeyVersions;
 use domain::time::UnixMillis;
 use domain::tries::Tries;
 use store::codec::{decode_card, decode_card_reference_key, decode_control, decode_pin};
-use store::{Answer, Change, FailureCause, Outcome, Store, StoreError, StoreState};
+use store::{Answer, Change, FailureCause, Outcome, ReadEpoch, Store, StoreError, StoreState};
 
 pub use self::postgres_config::{DatabaseHost, DatabaseTls, HostError, PostgresConfig};
 
@@ -406,6 +406,10 @@ impl Store for Postgres {
 
     fn state(&self) -> watch::Receiver<StoreState> {
         self.shared.queue.state()
+    }
+
+    fn read_epoch(&self) -> ReadEpoch {
+        self.shared.reader.epoch()
     }
 
     fn max_key_versions(&self) -> watch::Receiver<MaxKeyVersions> {

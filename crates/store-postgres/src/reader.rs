@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use tokio::{runtime::Handle, sync::Mutex};
@@ -14,6 +14,7 @@ use super::{
     sql,
     tls::Tls,
 };
+use store::ReadEpoch;
 
 /// A value of a statement.
 pub(crate) type Value = Box<dyn ToSql + Send + Sync>;
@@ -32,6 +33,8 @@ pub(crate) struct Reader {
     writer_connections: AtomicUsize,
     /// The host that the writer found.
     host: AtomicUsize,
+    /// Whether the connection leads to another host: then a change of the writer does not confirm its reads.
+    is_apart: AtomicBool,
     connection: Mutex<Option<Held>>,
 }
 
@@ -44,7 +47,15 @@ impl Reader {
     /// A reader that has not connected yet; the writer has, to this host.
     pub(crate) fn new(config: PostgresConfig, tls: Option<Tls>, runtime: Handle, host: usize) -> Self {
         let (writer_connections, host) = (AtomicUsize::new(0), AtomicUsize::new(host));
-        Self { config, tls, runtime, writer_connections, host, connection: Mutex::new(None) }
+        Self {
+            config,
+            tls,
+            runtime,
+            writer_connections,
+            host,
+            is_apart: AtomicBool::new(false),
+            connection: Mutex::new(None),
+        }
     }
 
     /// Reads rows. A connection that broke before is replaced once.
@@ -85,6 +96,13 @@ impl Reader {
     pub(crate) fn follow(&self, host: usize) {
         self.host.store(host, Ordering::SeqCst);
         self.writer_connections.fetch_add(1, Ordering::SeqCst);
+        self.is_apart.store(false, Ordering::SeqCst);
+    }
+
+    /// R11: a commit of the writer in the same epoch lies behind what a read has seen, on the same server.
+    pub(crate) fn epoch(&self) -> ReadEpoch {
+        let connections = self.writer_connections.load(Ordering::SeqCst);
+        if self.is_apart.load(Ordering::SeqCst) { ReadEpoch::Apart } else { ReadEpoch::Connection(connections) }
     }
 
     pub(crate) async fn close(&self) {
@@ -103,6 +121,7 @@ impl Reader {
         let host = self.host.load(Ordering::SeqCst);
         let opened = Connection::open(&self.config, self.tls.as_ref(), host, sql::READER).await;
         let connection = Arc::new(opened.map_err(|error| QueryError::Lost(error.to_string()))?);
+        self.is_apart.store(connection.host != host, Ordering::SeqCst);
         *held = Some(Held { connection: Arc::clone(&connection), writer_connections });
         Ok(connection)
     }

@@ -127,6 +127,11 @@ pub trait Store: Send + Sync + 'static {
         watch::channel(MaxKeyVersions::default()).1
     }
 
+    /// Where reads come from. A refusal that follows from a read is answered after [`Store::check_reads`] in the same epoch.
+    fn read_epoch(&self) -> ReadEpoch {
+        ReadEpoch::Final
+    }
+
     /// The free bytes of the store's disk; `None` for a store that does not know its disk.
     fn free_bytes(&self) -> Option<u64> {
         None
@@ -134,6 +139,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Refuses further changes, makes those that wait durable, and returns after that, or after the store has failed.
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+/// What makes the state durable that reads show (R11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadEpoch {
+    /// Reads show durable state alone.
+    Final,
+    /// A change that is acknowledged in the same epoch, for it goes to the same server: a read may show what is not replicated.
+    Connection(usize),
+    /// Nothing: reads come from another server than changes go to.
+    Apart,
 }
 
 /// A change, as data.
@@ -285,6 +301,9 @@ pub enum Change {
     /// Removes the entries of this part, which are in archive files, from the audit chain. [`Outcome::Done`]. Nothing is
     /// removed, and [`StoreError::Damaged`] returned, where the part does not end with an entry of the store.
     RemoveArchived(Box<ArchivedPart>),
+    /// Changes nothing, and records no event: its answer makes durable what a read of the same [`ReadEpoch`] showed.
+    /// [`Outcome::Unchanged`].
+    ConfirmReads,
     /// Records the event alone: a start, a stop, the end of a rotation. [`Outcome::Done`].
     RecordEvent,
     /// Records the event alone: a read, or a refusal. A caller can cause any number of them, so they do not use the reserve
@@ -343,6 +362,7 @@ impl Change {
             | Self::SettleChange { .. }
             | Self::SetKeysInUse { .. }
             | Self::RemoveArchived(_)
+            | Self::ConfirmReads
             | Self::RecordEvent => true,
             Self::RegisterCard { .. }
             | Self::OpenControl { .. }
@@ -678,6 +698,28 @@ impl dyn Store + '_ {
     /// An error of the store; [`StoreError::LowOnSpace`] where nothing was recorded.
     pub async fn record_access(&self, event: Event) -> Result<(), StoreError> {
         self.apply(Change::RecordAccess, event, None).await.map(drop)
+    }
+
+    /// Checks, after a change was acknowledged, that reads since `epoch` showed durable state.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]: the store has connected to its database again.
+    pub fn check_reads(&self, epoch: ReadEpoch) -> Result<(), StoreError> {
+        if epoch == self.read_epoch() && epoch != ReadEpoch::Apart {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable("it has connected to its database again during the call: try again".into()))
+    }
+
+    /// Makes durable what reads since `epoch` showed, by [`Change::ConfirmReads`] where that needs a change.
+    ///
+    /// # Errors
+    /// Those of [`Self::check_reads`], or an error of the store.
+    pub async fn confirm_reads(&self, epoch: ReadEpoch, event: Event) -> Result<(), StoreError> {
+        if epoch != ReadEpoch::Final {
+            self.apply(Change::ConfirmReads, event, Deadline::of_this_call()).await?;
+        }
+        self.check_reads(epoch)
     }
 
     async fn apply_for_call(&self, change: Change, event: Event) -> Result<Outcome, ChangeError> {

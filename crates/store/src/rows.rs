@@ -134,6 +134,7 @@ impl<R: Rows> Changing<'_, R> {
                 self.0.remove_archived(&part)?;
                 Ok(Outcome::Done)
             }
+            Change::ConfirmReads => Ok(Outcome::Unchanged),
             Change::RecordEvent | Change::RecordAccess => Ok(Outcome::Done),
         }
     }

@@ -188,8 +188,9 @@ impl Pins {
         number: AccountNumber,
     ) -> Result<SealedAccount, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        let reads = self.store.read_epoch();
         let sealed = self.seal_for_translation(caller, &card, number).await;
-        self.audit_refusal(caller, || self.about_refused(Action::SealAccount, &card), sealed).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::SealAccount, &card), sealed).await
     }
 
     async fn seal_for_translation(

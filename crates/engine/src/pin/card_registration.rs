@@ -22,8 +22,9 @@ impl Pins {
         number: Option<AccountNumber>,
     ) -> Result<Card, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        let reads = self.store.read_epoch();
         let registered = self.register(caller, card, number).await;
-        self.audit_refusal(caller, || self.about_refused(Action::RegisterCard, &card), registered).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::RegisterCard, &card), registered).await
     }
 
     async fn register(&self, caller: &Caller, card: CardKey, number: Option<AccountNumber>) -> Result<Card, PinError> {
@@ -98,8 +99,9 @@ impl Pins {
     /// failed.
     pub async fn transfer_pin(&self, caller: &Caller, source: PlasticId, target: PlasticId) -> Result<(), PinError> {
         let [from, to] = [source, target].map(|plastic| CardKey { tenant: caller.tenant, plastic });
+        let reads = self.store.read_epoch();
         let transferred = self.transfer(caller, from, to).await;
-        self.audit_refusal(caller, || self.about_refused(Action::TransferPin, &to), transferred).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::TransferPin, &to), transferred).await
     }
 
     async fn transfer(&self, caller: &Caller, from: CardKey, to: CardKey) -> Result<(), PinError> {
@@ -151,9 +153,15 @@ impl Pins {
         let card = CardKey { tenant: caller.tenant, plastic };
         self.limits.admit_card(&card)?;
         let event = self.card_event(caller, self.about_card(Action::ResetTries, &card, None));
+        let reads = self.store.read_epoch();
         let reset = self.store.reset_tries(card, up_to, self.rules.tries.of(&card.tenant), event).await;
-        self.audit_refusal(caller, || self.about_refused(Action::ResetTries, &card), reset.map_err(PinError::from))
-            .await
+        self.audit_refusal(
+            caller,
+            reads,
+            || self.about_refused(Action::ResetTries, &card),
+            reset.map_err(PinError::from),
+        )
+        .await
     }
 
     /// The reference of a card in audit events.

@@ -52,12 +52,13 @@ impl Pins {
         let control = NewControl { id, card, scope, lifetime, device_key, page_client };
         let opened = CardEvent { control: Some(id), ..self.about_card(Action::OpenControl, &card, None) };
         let event = self.card_event(caller, opened);
+        let reads = self.store.read_epoch();
         let loss = self.boundary_loss.borrow().clone();
         let opened = match loss {
             Some(reason) => Err(hsm_protocol::Error::Unavailable { reason }.into()),
             None => self.store.open_control(control, self.rules.admission, event).await.map_err(PinError::from),
         };
-        self.audit_refusal(caller, || self.about_refused(Action::OpenControl, &card), opened).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::OpenControl, &card), opened).await
     }
 
     /// Starts a page of a client under a control of one of these scopes, or confirms that this page started it. Returns the
@@ -75,8 +76,9 @@ impl Pins {
         scopes: &[Scope],
     ) -> Result<Control, PinError> {
         let mut found = None;
+        let reads = self.store.read_epoch();
         let started = self.start(caller, id, client, page, scopes, &mut found).await;
-        self.audit_refusal(caller, || self.under_control(Action::StartPage, id, found.as_ref()), started).await
+        self.audit_refusal(caller, reads, || self.under_control(Action::StartPage, id, found.as_ref()), started).await
     }
 
     async fn start(
@@ -111,8 +113,9 @@ impl Pins {
     /// [`PinError`]: the control does not allow the request, or the store or the boundary failed.
     pub async fn issue_tzpk(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<IssuedTzpk, PinError> {
         let mut found = None;
+        let reads = self.store.read_epoch();
         let issued = self.issue(caller, id, device, &mut found).await;
-        self.audit_refusal(caller, || self.under_control(Action::IssueTzpk, id, found.as_ref()), issued).await
+        self.audit_refusal(caller, reads, || self.under_control(Action::IssueTzpk, id, found.as_ref()), issued).await
     }
 
     async fn issue(
@@ -158,8 +161,9 @@ impl Pins {
     /// failed.
     pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), PinError> {
         let mut found = None;
+        let reads = self.store.read_epoch();
         let set = self.set(caller, id, block, &mut found).await;
-        self.audit_refusal(caller, || self.under_control(Action::SetPin, id, found.as_ref()), set).await
+        self.audit_refusal(caller, reads, || self.under_control(Action::SetPin, id, found.as_ref()), set).await
     }
 
     async fn set(
@@ -197,8 +201,9 @@ impl Pins {
     /// [`PinError`]: the control does not allow the request, the card has no PIN, or the store or the boundary failed.
     pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, PinError> {
         let mut found = None;
+        let reads = self.store.read_epoch();
         let viewed = self.view(caller, id, device, &mut found).await;
-        self.audit_refusal(caller, || self.under_control(Action::ViewPin, id, found.as_ref()), viewed).await
+        self.audit_refusal(caller, reads, || self.under_control(Action::ViewPin, id, found.as_ref()), viewed).await
     }
 
     async fn view(

@@ -15,8 +15,9 @@ impl Pins {
     /// [`PinError`]: the card is unknown, the policy allows no such PIN, or the store or the boundary failed.
     pub async fn generate_pin(&self, caller: &Caller, plastic: PlasticId, digits: u8) -> Result<(), PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        let reads = self.store.read_epoch();
         let generated = self.generate(caller, card, digits).await;
-        self.audit_refusal(caller, || self.about_refused(Action::GeneratePin, &card), generated).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::GeneratePin, &card), generated).await
     }
 
     async fn generate(&self, caller: &Caller, card: CardKey, digits: u8) -> Result<(), PinError> {
@@ -52,8 +53,9 @@ impl Pins {
         method: &ValueMethod,
     ) -> Result<VerificationValue, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        let reads = self.store.read_epoch();
         let derived = self.derive(caller, card, method).await;
-        self.audit_refusal(caller, || self.about_refused(Action::DeriveValue, &card), derived).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::DeriveValue, &card), derived).await
     }
 
     async fn derive(

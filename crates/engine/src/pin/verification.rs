@@ -125,8 +125,9 @@ impl Pins {
         expected: Option<ExpectedValue>,
     ) -> Result<VerifiedPin, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        let reads = self.store.read_epoch();
         let verified = self.verify(caller, card, block, expected).await;
-        self.audit_refusal(caller, || self.about_refused(Action::VerifyPin, &card), verified).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::VerifyPin, &card), verified).await
     }
 
     async fn verify(
@@ -214,14 +215,16 @@ impl Pins {
         match change {
             PinChange::Zone { plastic, old, new } => {
                 let card = CardKey { tenant: caller.tenant, plastic: *plastic };
+                let reads = self.store.read_epoch();
                 let changed = self.change_by_zone(caller, card, old, new).await;
-                self.audit_refusal(caller, || self.about_refused(Action::ChangePin, &card), changed).await
+                self.audit_refusal(caller, reads, || self.about_refused(Action::ChangePin, &card), changed).await
             }
             PinChange::Device { control, old, new } => {
                 let mut found = None;
+                let reads = self.store.read_epoch();
                 let changed = self.change_by_device(caller, *control, (old, new), &mut found).await;
                 let refused = || self.under_control(Action::ChangePin, *control, found.as_ref());
-                self.audit_refusal(caller, refused, changed).await
+                self.audit_refusal(caller, reads, refused, changed).await
             }
         }
     }

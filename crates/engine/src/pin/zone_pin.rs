@@ -22,8 +22,9 @@ impl Pins {
         block: &NamedZoneBlock,
     ) -> Result<ZoneSet, PinError> {
         let card = *card.key();
+        let reads = self.store.read_epoch();
         let set = self.set_by_zone(caller, card, block).await;
-        self.audit_refusal(caller, || self.about_refused(Action::SetPinByZone, &card), set).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::SetPinByZone, &card), set).await
     }
 
     async fn set_by_zone(&self, caller: &Caller, card: CardKey, named: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
@@ -74,8 +75,9 @@ impl Pins {
         key: &NamedZoneKey,
     ) -> Result<ZoneBlock, PinError> {
         let card = *card.key();
+        let reads = self.store.read_epoch();
         let given = self.give(caller, card, Action::GetPinByZone, key, None).await;
-        self.audit_refusal(caller, || self.about_refused(Action::GetPinByZone, &card), given).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::GetPinByZone, &card), given).await
     }
 
     /// Translates the stored PIN to a block of a zone that is bound to the account number.
@@ -90,8 +92,9 @@ impl Pins {
         format: Option<ZoneFormat>,
     ) -> Result<ZoneBlock, PinError> {
         let card = *card.key();
+        let reads = self.store.read_epoch();
         let given = self.give(caller, card, Action::ExportPin, key, format).await;
-        self.audit_refusal(caller, || self.about_refused(Action::ExportPin, &card), given).await
+        self.audit_refusal(caller, reads, || self.about_refused(Action::ExportPin, &card), given).await
     }
 
     async fn give(

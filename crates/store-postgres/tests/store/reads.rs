@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::open;
 use crate::proxy::Proxy;
 use crate::server::{PATIENCE, Server, until};
-use store::Store;
+use crate::{as_store, open, verified_chain};
+use audit::entry::Body;
 use store::conformance::pin_use::set_by_zone;
-use store::conformance::{card, record};
+use store::conformance::{card, engine_event, record};
+use store::{ReadEpoch, Store, StoreError};
 use store_postgres::{Postgres, PostgresConfig};
 
 /// A store with two hosts, of which the first is behind a proxy. Its writer and its reader are connected to the first.
@@ -37,6 +38,9 @@ async fn a_reader_leaves_a_silent_host_although_its_callers_give_up_early() {
     })
     .await;
     assert_eq!(found.unwrap().record, record(1).record);
+    // The writer waits for the silent host still.
+    assert_eq!(store.read_epoch(), ReadEpoch::Apart);
+    assert!(matches!(as_store(&store).check_reads(ReadEpoch::Apart), Err(StoreError::Unavailable(_))));
 }
 
 /// The writer found another host: the one before may be deposed, and answer reads on.
@@ -52,4 +56,22 @@ async fn a_reader_follows_the_writer_to_another_host() {
     proxy.silence();
     let read = tokio::time::timeout(PATIENCE, store.pin(&card(1))).await.expect("the read waits for the host before");
     assert_eq!(read.unwrap().unwrap().record, record(2).record);
+}
+
+/// R11: a refusal that follows from a read is answered after a commit on the server of the read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_before_a_reconnection_is_not_confirmed() {
+    let server = Server::start();
+    let (proxy, store) = on_two_hosts(&server, PATIENCE * 4).await;
+    let confirm = async |epoch| as_store(&store).confirm_reads(epoch, engine_event(Body::EngineStopped)).await;
+    let before = store.read_epoch();
+    confirm(before).await.unwrap();
+    proxy.refuse();
+    let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE application_name LIKE 'pinseal%' AND query = 'COMMIT'";
+    assert_eq!(server.admin().await.execute(ended, &[]).await.unwrap(), 1);
+    let refused = confirm(before).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    confirm(store.read_epoch()).await.unwrap();
+    assert_eq!(verified_chain(&store, "engine-1").await.len(), 1, "a confirmation has no entry");
 }
