@@ -58,7 +58,7 @@ pub enum RotationState {
     DoneWithFailures,
     /// The store rejects changes; the rotation continues after a restart of the engine.
     Stopped,
-    /// Another engine on the store lacks the newest storage key. The rotation runs once that engine has it, or is deregistered.
+    /// Another engine on the store lacks the newest storage key. The rotation runs once that engine has reloaded its keys, or is deregistered.
     Waiting,
 }
 

@@ -2,29 +2,20 @@
 
 use std::fmt::Display;
 
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
     PostgresConfig, PostgresOpenError,
-    batch::number,
     connection::{Connection, QueryError, column},
-    migration::SUPPORTED,
-    registration::checkpoint,
+    operator_chain::record,
     sql,
     tls::Tls,
 };
-use audit::{
-    chain::Checkpoint,
-    entry::{self, Body, Event, Isolation, Level, Outcome, Stamp, StorageKeyVersions},
-};
+use audit::entry::{Body, StorageKeyVersions};
 use domain::storage_key::{KeyWindow, MaxKeyVersions, MinKeyVersions, StorageKeyKind};
 use store::StorageKeyError;
 use store::codec::kind_code;
-
-/// The audit chain of what changes keys and registrations without an engine: the commands of an operator, and an activation
-/// by the end of an engine. No engine has this name.
-pub const OPERATOR: &str = "operator";
 
 /// A version of each kind, in the order of the columns.
 pub(crate) type Versions = [u16; 4];
@@ -162,34 +153,6 @@ impl KeyVersions {
 
 fn stamp_of([wrapped, iso_4, tdes, one_way]: Versions) -> StorageKeyVersions {
     StorageKeyVersions { wrapped, iso_4, tdes, one_way }
-}
-
-/// Appends an event to the chain of [`OPERATOR`], within a transaction that has locked the key versions: no other transaction
-/// writes this chain.
-pub(crate) async fn record(connection: &Connection, body: Body) -> Result<(), QueryError> {
-    let stamp = Stamp { level: Level::Host, token: "-".into(), isolation: Isolation::Process, keys: [].into() };
-    let event = Event {
-        at: clock::now(),
-        caller: OPERATOR.into(),
-        tenant: None,
-        audit_user: OPERATOR.into(),
-        request: None,
-        outcome: Outcome::Done,
-        stamp: stamp.into(),
-        body,
-    };
-    let empty = Checkpoint::EMPTY.hash;
-    connection.execute_text(sql::OPERATOR_INSERT, &[&OPERATOR, &Uuid::new_v4(), &empty.as_slice(), &SUPPORTED]).await?;
-    let rows = connection.query_text(sql::OPERATOR_HEAD, &[&OPERATOR]).await?;
-    let row = rows.first().ok_or_else(|| QueryError::Row("engines has no row of the operator".to_owned()))?;
-    let head = checkpoint(column(row, 0)?, column(row, 1)?)?;
-    let (sequence, mut bytes) = (head.sequence.saturating_add(1), Vec::new());
-    let hash = entry::append(&mut bytes, sequence, &head.hash, &event).to_vec();
-    let sequence = number(sequence);
-    let values: [&(dyn ToSql + Sync); 5] = [&OPERATOR, &Uuid::new_v4(), &vec![sequence], &vec![bytes], &vec![&hash]];
-    connection.execute_text(sql::AUDIT_INSERT, &values).await?;
-    connection.execute_text(sql::OPERATOR_HEAD_SET, &[&OPERATOR, &sequence, &hash]).await?;
-    Ok(())
 }
 
 fn each(a: Versions, b: Versions, select: fn(u16, u16) -> u16) -> Versions {

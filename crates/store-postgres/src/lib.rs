@@ -23,12 +23,12 @@
 //!
 //! # Limits
 //!
-//! - The engine refuses some calls by a plain read, such as one under a control that the read shows as spent. A failover may take
-//!   away what the read saw, so R11 holds for the answers of changes alone.
-//! - A report has the newest version of each kind. An engine that still has a retired key is not refused (R2).
-//! - A boundary encrypts under its newest key. While another engine lacks this key, the sets of the engine are refused as
-//!   unavailable (R10, step 3).
-//! - The activation of key versions, [`key_versions::retire`] and [`key_versions::deregister`] write no audit event.
+//! - Cards, lists and counts that an operator reads only inform (R11): a failover may take away what they show.
+//! - An engine is refused for a retired key when it starts (R2). A reload is not checked for one.
+//! - The events of [`key_versions::retire`] and [`key_versions::deregister`], and of an activation by the end of an engine, are in
+//!   the chain [`OPERATOR`], for which no process signs checkpoints.
+//! - A transaction waits as a whole for a row that another session has locked, for up to half of
+//!   [`PostgresConfig::statement_timeout`]: the changes of other cards in it wait as long.
 //!
 //! ```no_run
 //! use store::Store;
@@ -48,6 +48,7 @@ mod connection;
 mod database_clock;
 pub mod key_versions;
 mod migration;
+mod operator_chain;
 mod postgres_config;
 mod queue;
 mod reader;
@@ -79,9 +80,10 @@ use self::{
     batch::{LoadedCard, card_of, number, with_account},
     connection::{Connection, QueryError, column},
     database_clock::{DatabaseClock, transaction_time},
+    operator_chain::checkpoint,
     queue::Queue,
     reader::{Reader, Value, value},
-    registration::{RegisterError, Session, checkpoint},
+    registration::{RegisterError, Session},
     tls::Tls,
     writer::Writer,
 };
@@ -100,7 +102,7 @@ use domain::tries::Tries;
 use store::codec::{decode_card, decode_card_reference_key, decode_control, decode_pin};
 use store::{Answer, Change, FailureCause, Outcome, ReadEpoch, Store, StoreError, StoreState};
 
-pub use self::postgres_config::{DatabaseHost, DatabaseTls, HostError, PostgresConfig};
+pub use self::postgres_config::{DatabaseHost, DatabaseTls, HostError, OPERATOR, PostgresConfig};
 
 /// An open store. The engine's name is reserved until it is closed.
 pub struct Postgres {
@@ -452,10 +454,7 @@ pub enum PostgresOpenError {
         schema: String,
     },
     /// The engine has the name of the operator's audit chain.
-    #[error(
-        "engine_name is {:?}, the name of the audit chain of the operator's commands: choose another",
-        key_versions::OPERATOR
-    )]
+    #[error("engine_name is {:?}, the name of the audit chain of the operator's commands: choose another", OPERATOR)]
     EngineName,
     /// A file of TLS can't be used.
     #[error("can't use {} for TLS to the database: {problem}", path.display())]

@@ -6,7 +6,11 @@ use thiserror::Error;
 
 use zeroize::Zeroizing;
 
-use super::{PostgresOpenError, key_versions::OPERATOR};
+use super::PostgresOpenError;
+
+/// The name of the audit chain of the commands that change keys and registrations, and of an activation by the end of an
+/// engine. No engine has this name.
+pub const OPERATOR: &str = "operator";
 
 /// The longest name of a schema, in bytes (PostgreSQL manual, 4.1.1).
 const SCHEMA_BYTES_MAX: usize = 63;

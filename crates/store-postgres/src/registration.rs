@@ -11,6 +11,7 @@ use super::{
     connection::{CommitError, Connection, QueryError, column},
     key_versions::{KeyVersions, window_of},
     migration::SUPPORTED,
+    operator_chain::checkpoint,
     sql,
 };
 use audit::{archive::ArchivedPart, chain::Checkpoint};
@@ -177,13 +178,6 @@ pub(crate) enum RecoverError {
     Displaced,
     #[error("a newer release has migrated the tables")]
     Migrated,
-}
-
-/// A checkpoint of two columns.
-pub(crate) fn checkpoint(sequence: i64, hash: &[u8]) -> Result<Checkpoint, QueryError> {
-    let (sequence, hash) = (u64::try_from(sequence).ok(), hash.try_into().ok());
-    let checkpoint = sequence.zip(hash).map(|(sequence, hash)| Checkpoint { sequence, hash });
-    checkpoint.ok_or_else(|| QueryError::Row("the head of the audit chain is malformed".to_owned()))
 }
 
 /// The number of the last archived entry; 0 where none is archived.

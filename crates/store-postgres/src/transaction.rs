@@ -13,8 +13,9 @@ use super::{
     database_clock::{DatabaseClock, transaction_time},
     key_versions::{KeyVersions, numbers, window_of},
     migration::SUPPORTED,
+    operator_chain::checkpoint,
     queue::{Command, Reply},
-    registration::{Session, checkpoint},
+    registration::Session,
     sql,
 };
 use audit::chain::Checkpoint;

@@ -264,7 +264,7 @@ fn set_away(shared: &Shared, in_doubt: Option<&mut InDoubt>) {
 }
 
 enum RecoverProblem {
-    /// For good.
+    /// This process writes nothing more.
     Fenced(FailureCause),
     Again(String),
 }

@@ -867,8 +867,8 @@ pub enum StorageKeyError {
     },
     /// The engine has a version that was retired, so that it may be destroyed.
     #[error(
-        "version {version} of the storage key is retired, and this engine has it: destroy it in the vault or token, or \
-         remove it from storage_key_versions, then start this engine again"
+        "version {version} of a storage key is retired in the database and still loaded: retire it by a ceremony, or remove \
+         it from storage_key_versions, then start this engine again"
     )]
     Retired {
         /// The lowest version of the engine.

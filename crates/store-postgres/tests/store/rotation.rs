@@ -10,7 +10,8 @@ use domain::rules::UnknownCards;
 use domain::storage_key::{MinKeyVersions, StorageKeyKind};
 use store::conformance::{card, card_event, engine_event, record, reencrypted};
 use store::{ChangeError, KeysAtStart, StorageKeyError, Store, StoreError};
-use store_postgres::key_versions::{OPERATOR, RetireError, deregister, retire};
+use store_postgres::OPERATOR;
+use store_postgres::key_versions::{RetireError, deregister, retire};
 
 const KIND: StorageKeyKind = StorageKeyKind::Iso4;
 
