@@ -158,7 +158,7 @@ pub(crate) fn with_account(control: Control, card: Option<&CardState>) -> Contro
 }
 
 /// The column `phase` of a control.
-fn phase(control: &Control) -> i32 {
+pub(crate) fn phase(control: &Control) -> i32 {
     match control.state {
         ControlState::Open => 0,
         ControlState::Keyed { .. } => 1,

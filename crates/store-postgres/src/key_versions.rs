@@ -18,10 +18,10 @@ use store::StorageKeyError;
 use store::codec::kind_code;
 
 /// A version of each kind, in the order of the columns.
-pub(crate) type Versions = [u16; 4];
+pub type Versions = [u16; 4];
 
 /// The kinds in the order of the columns.
-pub(crate) const KINDS: [StorageKeyKind; 4] =
+pub const KINDS: [StorageKeyKind; 4] =
     [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes, StorageKeyKind::OneWay];
 
 /// The row of the key versions, locked.
@@ -168,7 +168,7 @@ pub(crate) fn numbers(versions: Versions) -> Vec<i32> {
     versions.map(i32::from).to_vec()
 }
 
-fn versions_of(numbers: &[i32]) -> Result<Versions, QueryError> {
+pub(crate) fn versions_of(numbers: &[i32]) -> Result<Versions, QueryError> {
     let versions = numbers.iter().map(|number| u16::try_from(*number)).collect::<Result<Vec<_>, _>>().ok();
     let versions = versions.and_then(|versions| Versions::try_from(versions).ok());
     versions.ok_or_else(|| QueryError::Row("the versions of keys are malformed".to_owned()))
@@ -219,7 +219,7 @@ fn unacknowledged(error: &dyn Display) -> RetireError {
 /// # Errors
 /// Records exist or may be written under the version, or the commit was not acknowledged.
 pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16) -> Result<(), RetireError> {
-    let connection = connect(config).await.map_err(|error| unacknowledged(&error))?;
+    let (connection, _) = connect(config).await.map_err(|error| unacknowledged(&error))?;
     let database = |error: QueryError| unacknowledged(&error);
     connection.begin().await.map_err(database)?;
     let mut versions = KeyVersions::lock(&connection).await.map_err(database)?;
@@ -250,7 +250,7 @@ pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16)
 /// # Errors
 /// The database can't be reached, or did not acknowledge the change.
 pub async fn deregister(config: &PostgresConfig, engine: &str) -> Result<bool, PostgresOpenError> {
-    let connection = connect(config).await?;
+    let (connection, _) = connect(config).await?;
     let database = |error: QueryError| PostgresOpenError::database(config, &error);
     connection.begin().await.map_err(database)?;
     let mut versions = KeyVersions::lock(&connection).await.map_err(database)?;
@@ -265,11 +265,12 @@ pub async fn deregister(config: &PostgresConfig, engine: &str) -> Result<bool, P
     Ok(fenced)
 }
 
-async fn connect(config: &PostgresConfig) -> Result<Connection, PostgresOpenError> {
+/// A connection of its own, for a command.
+pub(crate) async fn connect(config: &PostgresConfig) -> Result<(Connection, Option<Tls>), PostgresOpenError> {
     config.check()?;
     let tls = config.tls.as_ref().map(Tls::load).transpose()?;
     let connected = Connection::open(config, tls.as_ref(), 0, &[]).await;
-    connected.map_err(|error| PostgresOpenError::database(config, &error))
+    Ok((connected.map_err(|error| PostgresOpenError::database(config, &error))?, tls))
 }
 
 #[cfg(test)]

@@ -51,11 +51,13 @@ mod migration;
 mod operator_chain;
 mod postgres_config;
 mod queue;
+mod read_only;
 mod reader;
 mod registration;
 mod sql;
 mod tls;
 mod transaction;
+pub mod upkeep;
 mod writer;
 
 use std::{
@@ -102,6 +104,7 @@ use domain::tries::Tries;
 use store::codec::{decode_card, decode_card_reference_key, decode_control, decode_pin};
 use store::{Answer, Change, FailureCause, Outcome, ReadEpoch, Store, StoreError, StoreState};
 
+pub use self::migration::Migrated;
 pub use self::postgres_config::{DatabaseHost, DatabaseTls, HostError, OPERATOR, PostgresConfig};
 
 /// An open store. The engine's name is reserved until it is closed.
@@ -380,6 +383,10 @@ impl Store for Postgres {
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Vec<Entry>> {
         Box::pin(async move {
             let from = from.max(self.shared.archived.load(Ordering::Acquire).saturating_add(1));
+            // What an unacknowledged commit added is not read.
+            let head = locked(&self.shared.head).sequence;
+            let kept = head.saturating_add(1).saturating_sub(from);
+            let limit = limit.min(usize::try_from(kept).unwrap_or(usize::MAX));
             self.audit_of(&self.engine_name, from, limit).await
         })
     }
@@ -483,6 +490,14 @@ pub enum PostgresOpenError {
         version: i32,
         /// The version of this release.
         supported: i32,
+    },
+    /// No engine of the name has ever registered.
+    #[error("{place} has no engine {engine}: `pinseal store engines` lists the names")]
+    NoEngine {
+        /// The database.
+        place: String,
+        /// The name.
+        engine: Arc<str>,
     },
     /// Another process has registered under the name and renews its lease.
     #[error("the engine {engine} runs already on {place}: stop that process, or give this engine another name")]

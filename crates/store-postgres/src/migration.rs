@@ -2,7 +2,7 @@
 
 use super::{
     PostgresConfig, PostgresOpenError,
-    connection::{Connection, column},
+    connection::{Connection, QueryError, column},
     sql,
 };
 
@@ -11,26 +11,31 @@ const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_tables.sql")];
 /// The version of the tables of this release.
 pub(crate) const SUPPORTED: i32 = MIGRATIONS.len() as i32;
 
+/// The versions of the tables before and after a migration. 0: there were no tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// The version before.
+    pub from: i32,
+    /// The version of this release.
+    pub to: i32,
+}
+
 /// Brings the tables to the version of this release, or checks that they have it; nothing is written where they have. Racing
-/// programs migrate one after another: each locks the row of the version, in the transaction of its migrations.
+/// programs migrate one after another: each locks the row of the version, in the transaction of its migrations. Returns the
+/// versions.
 ///
 /// # Errors
 /// The tables are of a newer release, they are older and the configuration forbids a migration, or the database refuses.
-pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) -> Result<(), PostgresOpenError> {
-    let problem = |error: super::connection::QueryError| PostgresOpenError::database(config, &error);
+pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) -> Result<Migrated, PostgresOpenError> {
+    let problem = |error: QueryError| PostgresOpenError::database(config, &error);
     let supported = SUPPORTED;
     let version_error = |version| PostgresOpenError::Version { place: config.place(), version, supported };
-    let exists = connection.query_text(sql::SCHEMA_VERSION_EXISTS, &[]).await.map_err(problem)?;
-    let exists = exists.first().map(|row| column::<bool>(row, 0)).transpose().map_err(problem)?.unwrap_or_default();
-    if exists {
-        let rows = connection.query_text(sql::SCHEMA_VERSION, &[]).await.map_err(problem)?;
-        let version = rows.first().map(|row| column::<i32>(row, 0)).transpose().map_err(problem)?;
-        if version == Some(supported) {
-            return Ok(());
-        }
+    let found = version(connection).await.map_err(problem)?;
+    if found == Some(supported) {
+        return Ok(Migrated { from: supported, to: supported });
     }
     if !config.migrates {
-        if !exists {
+        if found.is_none() {
             return Err(version_error(0));
         }
     } else {
@@ -60,5 +65,30 @@ pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) ->
     if version < supported {
         connection.execute_text(sql::SCHEMA_VERSION_SET, &[&supported]).await.map_err(problem)?;
     }
-    connection.commit().await.map_err(|error| PostgresOpenError::database(config, &error))
+    connection.commit().await.map_err(|error| PostgresOpenError::database(config, &error))?;
+    Ok(Migrated { from: version, to: supported })
+}
+
+/// Checks that the tables have the version of this release.
+///
+/// # Errors
+/// They have another one, there are none, or the database refuses.
+pub(crate) async fn check_version(connection: &Connection, config: &PostgresConfig) -> Result<(), PostgresOpenError> {
+    let problem = |error: QueryError| PostgresOpenError::database(config, &error);
+    let supported = SUPPORTED;
+    let version = version(connection).await.map_err(problem)?.unwrap_or_default();
+    if version == supported {
+        return Ok(());
+    }
+    Err(PostgresOpenError::Version { place: config.place(), version, supported })
+}
+
+/// The version of the tables; `None` where there are none.
+async fn version(connection: &Connection) -> Result<Option<i32>, QueryError> {
+    let exists = connection.query_text(sql::SCHEMA_VERSION_EXISTS, &[]).await?;
+    if !exists.first().map(|row| column::<bool>(row, 0)).transpose()?.unwrap_or_default() {
+        return Ok(None);
+    }
+    let rows = connection.query_text(sql::SCHEMA_VERSION, &[]).await?;
+    rows.first().map(|row| column(row, 0)).transpose()
 }

@@ -181,7 +181,7 @@ pub(crate) enum RecoverError {
 }
 
 /// The number of the last archived entry; 0 where none is archived.
-fn archived_end(archived: Option<&[u8]>) -> Result<u64, QueryError> {
+pub(crate) fn archived_end(archived: Option<&[u8]>) -> Result<u64, QueryError> {
     let Some(bytes) = archived else { return Ok(0) };
     let part = ArchivedPart::decode(bytes);
     let part = part.ok_or_else(|| QueryError::Row("the end of the archived entries is malformed".to_owned()))?;

@@ -163,6 +163,25 @@ pub(crate) const AUDIT: &str =
 pub(crate) const ARCHIVED: &str = "SELECT archived FROM engines WHERE name = $1";
 pub(crate) const CHAINS: &str = "SELECT name, sequence, head FROM engines ORDER BY name";
 
+// Upkeep. A check and a copy read pages in one snapshot: REPEATABLE READ sees what was committed before its first read.
+pub(crate) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+pub(crate) const KEY_VERSIONS_READ: &str = "SELECT keys, card_reference_key, min_versions, active_versions, retired_versions \
+     FROM key_versions WHERE id = 1";
+pub(crate) const ENGINES_READ: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head, \
+     min_versions, max_versions, lease_until >= clock_timestamp(), newest_time FROM engines ORDER BY name";
+pub(crate) const CARDS_READ: &str = "SELECT tenant, plastic_id, registered, generation, tries_reserved, tries_forgiven, state, \
+     pin, pin_kind, pin_version, opened_hour FROM cards WHERE (tenant, plastic_id) > ($1, $2) \
+     ORDER BY tenant, plastic_id LIMIT $3";
+pub(crate) const CONTROLS_READ: &str = "SELECT k.id, k.tenant, k.plastic_id, k.expires_at, k.opened_generation, k.phase, \
+     k.state, c.tenant IS NOT NULL FROM controls AS k LEFT JOIN cards AS c \
+     ON c.tenant = k.tenant AND c.plastic_id = k.plastic_id WHERE k.id > $1 ORDER BY k.id LIMIT $2";
+pub(crate) const AUDIT_READ: &str =
+    "SELECT sequence, entry, hash FROM audit WHERE engine = $1 AND sequence > $2 ORDER BY sequence LIMIT $3";
+pub(crate) const AUDIT_ENDS: &str = "SELECT engine, max(sequence) FROM audit GROUP BY engine ORDER BY engine";
+pub(crate) const UNREGISTERED_ALL: &str =
+    "SELECT tenant, sum(cards)::bigint FROM unregistered_cards GROUP BY tenant ORDER BY tenant";
+pub(crate) const ENGINE_CHAIN: &str = "SELECT sequence, head, archived FROM engines WHERE name = $1";
+
 // The migrations.
 pub(crate) const SCHEMA_VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS schema_version \
      (id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL)";
@@ -207,7 +226,8 @@ mod tests {
     /// documents of CockroachDB and YugabyteDB. The statements have never run on either.
     const KEYWORDS: &str = "ALL AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
         DO ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
-        NOTHING NULL ON OR ORDER PRIMARY READ RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE VALUES WHEN WHERE";
+        NOTHING NULL ON ONLY OR ORDER PRIMARY READ REPEATABLE RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE \
+        VALUES WHEN WHERE";
     const FUNCTIONS: &str = "clock_timestamp current_schema extract max set_config sum unnest";
     const TYPES: &str = "bigint boolean bytea float8 integer text uuid";
 

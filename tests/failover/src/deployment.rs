@@ -63,7 +63,8 @@ impl Deployment {
             let lines = engine_lines(&engine, &data, &store(&name), &token);
             engines.push(start(&name, "engine", &lines, token.environment()));
             let client = support::edge_process::one_client(directory.path());
-            let lines = format!("listen = {edge:?}\n[engine]\naddresses = [\"http://{engine}\"]\n{client}", edge = edge);
+            let lines =
+                format!("listen = {edge:?}\n[engine]\naddresses = [\"http://{engine}\"]\n{client}", edge = edge);
             edges.push(start(&format!("edge-{side}"), "edge", &lines, Vec::new()));
             addresses.push(Addresses { engine, edge });
         }
