@@ -24,6 +24,7 @@ mod server;
 mod sweep;
 mod tls;
 mod two_engines;
+mod upkeep;
 
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@ use store_postgres::key_versions::{RetireError, deregister, retire};
 
 const KIND: StorageKeyKind = StorageKeyKind::Iso4;
 
-async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
+pub(crate) async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
     let min = MinKeyVersions { iso_4, ..MinKeyVersions::default() };
     store.set_keys_in_use([1].into(), min, engine_event(Body::KeysReloaded)).await
 }
