@@ -17,15 +17,20 @@ use thiserror::Error;
 use ceremony::{
     action::{CeremonyAction, Component, Key, UseCount},
     participant_key::{self, ParticipantKeyError},
-    records::{RecordSources, RecordsError},
+    records::{ConfiguredStore, OpeningDatabase, RecordSources, RecordsError},
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
     transcript::{Transcript, TranscriptError},
     transcript_file::{TranscriptFile, TranscriptFileError},
 };
 use config::ConfigError;
+use domain::storage_key::StorageKeyKind;
 use engine_client::EngineTls;
-use engine_server::{StoreConfig, open_store_copy};
+use engine_server::{
+    PostgresConfig, StoreConfig,
+    database::{self, RetireError},
+    open_store_copy,
+};
 
 /// The most bytes read of a key block: more than the longest block and its line end.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
@@ -268,6 +273,32 @@ struct RecordsArguments {
     confirm_abandoned_pins: Option<String>,
 }
 
+/// R10, step 6: no engine of the database writes or reads a record under the storage key from the acknowledgement on.
+fn retire_in_database(
+    config: &PostgresConfig,
+    name: &KeyUsage,
+    version: u16,
+    gives_up_records: bool,
+) -> Result<(), CeremonyError> {
+    let kinds: &[StorageKeyKind] = match name {
+        KeyUsage::Storage => &[StorageKeyKind::Wrapped, StorageKeyKind::Iso4],
+        KeyUsage::StorageWrapped => &[StorageKeyKind::Wrapped],
+        KeyUsage::StorageIso4 => &[StorageKeyKind::Iso4],
+        KeyUsage::StorageTdes | KeyUsage::StorageIso3 => &[StorageKeyKind::Tdes],
+        KeyUsage::StorageOneWay => &[StorageKeyKind::OneWay],
+        _ => &[],
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        for kind in kinds {
+            match gives_up_records {
+                true => database::retire_with_records(config, *kind, version).await?,
+                false => database::retire(config, *kind, version).await?,
+            }
+        }
+        Ok(())
+    })
+}
+
 impl RecordsArguments {
     /// The use of a key, and its entry for the transcript; no entry for a key that needs no count.
     fn count(
@@ -284,15 +315,21 @@ impl RecordsArguments {
             self.confirm_no_store(&format!("{name}/{version}"))?;
             return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
         }
-        let StoreConfig::Embedded(configured) = StoreConfig::load(Some(config))? else {
-            return Err(ConfigError::value("store.postgres", "is not read by this command").into());
+        let configured = StoreConfig::load(Some(config))?;
+        let open_database;
+        let configured_store = match &configured {
+            StoreConfig::Embedded(store) => ConfiguredStore::Directory(&store.directory),
+            StoreConfig::Postgres(store) => {
+                open_database = move || -> OpeningDatabase<'_> { Box::pin(database::open_all_to_read(store)) };
+                ConfiguredStore::Database(&open_database)
+            }
         };
         let sources = RecordSources {
             stores: &self.store,
             engines: &self.engine,
             tls: &self.tls,
             config,
-            configured_store: &configured.directory,
+            configured_store,
             open_store_copy,
         };
         let (kept, count) = sources.count(keys, name, version)?;
@@ -309,9 +346,20 @@ impl RecordsArguments {
         match count {
             UseCount::Count { asked, not_asked } if self.abandon && records > 0 => {
                 self.confirm_abandon(name, &format!("{name}/{version}"), records)?;
+                if let StoreConfig::Postgres(store) = &configured {
+                    retire_in_database(store, name, version, true)?;
+                }
                 Ok((KeyUse::Abandoned(kept), Some(UseCount::Abandon { records, asked, not_asked })))
             }
-            count => Ok((KeyUse::Counted(kept), Some(count))),
+            count => {
+                // With a record under it, the key is refused for that.
+                if let StoreConfig::Postgres(store) = &configured
+                    && records == 0
+                {
+                    retire_in_database(store, name, version, false)?;
+                }
+                Ok((KeyUse::Counted(kept), Some(count)))
+            }
         }
     }
 
@@ -732,6 +780,9 @@ pub(crate) enum CeremonyError {
     /// The count of the records under a key failed.
     #[error(transparent)]
     Records(#[from] RecordsError),
+    /// The database did not retire the key: nothing was done.
+    #[error(transparent)]
+    Retire(#[from] RetireError),
     /// The text typed for --no-store is not the key's name.
     #[error("the typed text is not {key}: nothing was done")]
     NoStoreNotConfirmed {

@@ -128,6 +128,8 @@ pub struct EngineCount {
 pub enum CountSource {
     /// The store of a stopped engine: its directory.
     Store(String),
+    /// A database that engines share: its address. The engines may run.
+    Database(String),
     /// A running engine: its address.
     Engine(String),
 }
@@ -236,6 +238,7 @@ impl fmt::Display for EngineCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             CountSource::Store(directory) => write!(f, "the store {directory}")?,
+            CountSource::Database(place) => write!(f, "the database {place}")?,
             CountSource::Engine(address) => write!(f, "the engine {address} ({})", self.engine)?,
         }
         write!(f, " has {} records and {} live controls under it", self.records, self.controls)

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
 };
 
@@ -32,11 +33,26 @@ pub struct RecordSources<'a> {
     pub tls: &'a EngineTls,
     /// The configuration of the engine or boundary.
     pub config: &'a Path,
-    /// The store directory that the configuration names. This store is counted too.
-    pub configured_store: &'a Path,
+    /// The store that the configuration names. This store is counted too.
+    pub configured_store: ConfiguredStore<'a>,
     /// Opens a copy of the store in a directory.
     pub open_store_copy: fn(&Path) -> Result<Arc<dyn Store>, StoreOpenError>,
 }
+
+/// The store of a configuration.
+#[derive(Clone, Copy)]
+pub enum ConfiguredStore<'a> {
+    /// The directory of an embedded store.
+    Directory(&'a Path),
+    /// A database that engines share: opens it to read, once for the chain of each engine.
+    Database(&'a OpenDatabase<'a>),
+}
+
+/// Opens a database to read, on the runtime of the call.
+pub type OpenDatabase<'a> = dyn Fn() -> OpeningDatabase<'a> + 'a;
+
+/// The answer of an [`OpenDatabase`].
+pub type OpeningDatabase<'a> = Pin<Box<dyn Future<Output = Result<Vec<Arc<dyn Store>>, StoreOpenError>> + 'a>>;
 
 /// The key whose records are counted.
 struct Wanted<'a> {
@@ -85,7 +101,10 @@ impl RecordSources<'_> {
             let answer = by_engine(address, self.tls, &wanted)?;
             counted.take(CountSource::Engine(address.clone()), answer, &wanted);
         }
-        self.count_configured(&mut counted, &wanted)?;
+        match self.configured_store {
+            ConfiguredStore::Directory(directory) => self.count_configured(directory, &mut counted, &wanted)?,
+            ConfiguredStore::Database(open) => count_database(open, &mut counted, &wanted)?,
+        }
         let Counted { kept, asked, known } = counted;
         let is_asked = |engine: &String| asked.iter().any(|asked| asked.engine == *engine);
         let not_asked = known.into_iter().filter(|engine| !is_asked(engine)).collect();
@@ -94,8 +113,13 @@ impl RecordSources<'_> {
 
     /// Counts in the store of the configuration too. Where others are named, a running engine on it stands among the known.
     /// So does a store that is not there, where the file may be a boundary's own; an engine's store must be there.
-    fn count_configured(&self, counted: &mut Counted, wanted: &Wanted<'_>) -> Result<(), RecordsError> {
-        let directory = std::path::absolute(self.configured_store)?;
+    fn count_configured(
+        &self,
+        directory: &Path,
+        counted: &mut Counted,
+        wanted: &Wanted<'_>,
+    ) -> Result<(), RecordsError> {
+        let directory = std::path::absolute(directory)?;
         if counted.has_read(&directory) {
             return Ok(());
         }
@@ -148,7 +172,7 @@ impl Counted {
         let resolved = |path: &Path| fs::canonicalize(path).ok();
         let read = |asked: &EngineCount| match &asked.source {
             CountSource::Store(read) => resolved(Path::new(read)) == resolved(directory),
-            CountSource::Engine(_) => false,
+            CountSource::Engine(_) | CountSource::Database(_) => false,
         };
         directory.exists() && self.asked.iter().any(read)
     }
@@ -167,28 +191,68 @@ async fn count_in(store: &dyn Store) -> Result<Option<Answer>, RecordsError> {
     if store.checkpoint().await? == Checkpoint::EMPTY {
         return Ok(None);
     }
-    let (kept, engine) = (RecordsKept::default(), store.engine_name().to_string());
-    let mut answer = Answer { kept, engine, known: BTreeSet::new() };
+    let (kept, known) = (kept_in(store).await?, engines_of(store).await?);
+    Ok(Some(Answer { kept, engine: store.engine_name().to_string(), known }))
+}
+
+/// The PIN records and live controls of a store.
+async fn kept_in(store: &dyn Store) -> Result<RecordsKept, RecordsError> {
+    let mut kept = RecordsKept::default();
     let mut after = None;
     loop {
         let page = store.scan_pins(after.as_ref(), PAGE_CARDS).await?;
         let Some((last, _)) = page.last() else { break };
         after = Some(*last);
         for (_, pin) in &page {
-            answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| RecordsError::Record)?);
+            kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| RecordsError::Record)?);
         }
     }
     for tzpk in store.live_tzpks().await? {
-        answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| RecordsError::Record)?);
+        kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| RecordsError::Record)?);
     }
-    answer.known.extend(store.archived().await?.into_iter().flat_map(|archived| archived.engines));
+    Ok(kept)
+}
+
+/// The engines that started on the chain of a store.
+async fn engines_of(store: &dyn Store) -> Result<BTreeSet<String>, RecordsError> {
+    let mut known: BTreeSet<_> = store.archived().await?.into_iter().flat_map(|archived| archived.engines).collect();
     let mut from = 1;
     loop {
         let page = store.audit(from, PAGE_ENTRIES).await?;
-        let Some(last) = page.last() else { return Ok(Some(answer)) };
+        let Some(last) = page.last() else { return Ok(known) };
         from = last.sequence.saturating_add(1);
-        answer.known.extend(page.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)));
+        known.extend(page.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)));
     }
+}
+
+/// In the database of the configuration, whose engines may run. The database itself refuses to retire a storage key that a
+/// registered engine may use. It does not know seal keys, so each of its engines must be asked about one.
+fn count_database(open: &OpenDatabase<'_>, counted: &mut Counted, wanted: &Wanted<'_>) -> Result<(), RecordsError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let counts = runtime.block_on(async {
+        let stores = open().await?;
+        let Some(first) = stores.first() else { return Ok(None) };
+        let names: Vec<_> = stores.iter().map(|store| store.engine_name().to_string()).collect();
+        let kept = kept_in(&**first).await?;
+        let mut known = BTreeSet::new();
+        for store in &stores {
+            known.extend(engines_of(&**store).await?);
+        }
+        let place = first.place().to_owned();
+        Ok::<_, RecordsError>(Some((place, names, Answer { kept, engine: String::new(), known })))
+    })?;
+    let Some((place, names, mut answer)) = counts else {
+        return Err(RecordsError::NoDatabaseEngine { key: wanted.reference() });
+    };
+    let is_asked = |name: &String| counted.asked.iter().any(|asked| asked.engine == *name);
+    let unasked: Vec<_> = names.iter().filter(|name| !is_asked(name)).cloned().collect();
+    if wanted.name.seals() && !unasked.is_empty() {
+        return Err(RecordsError::NotAsked { engines: unasked.join(", "), key: wanted.reference() });
+    }
+    answer.known.retain(|name| !names.contains(name));
+    answer.engine = names.join(", ");
+    counted.take(CountSource::Database(place), answer, wanted);
+    Ok(())
 }
 
 /// By a running engine, which must use the newest key of the name: it would go on encrypting or sealing under an older one.
@@ -290,6 +354,26 @@ pub enum RecordsError {
         /// For example `storage/1`.
         key: String,
     },
+    /// The database of the configuration has no engine.
+    #[error(
+        "no engine has registered on the database of --config, so nothing was counted for {key}: name the database of the \
+         engines; if no engine has ever used the key, say --no-store"
+    )]
+    NoDatabaseEngine {
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// Engines of the database were not asked whether they seal under the key.
+    #[error(
+        "the engines {engines} may seal under {key}: start each and name it by --engine ADDRESS, so that it confirms that it \
+         has the newest key"
+    )]
+    NotAsked {
+        /// The names of the engines.
+        engines: String,
+        /// For example `seal/1`.
+        key: String,
+    },
     /// The directory that the configuration or --store names holds other files.
     #[error(
         "{} is not empty and not a Pinseal store, so nothing was counted for {key}: mount or restore the store, or name \
@@ -357,10 +441,10 @@ mod configured_tests {
             engines: &[],
             tls: &EngineTls::default(),
             config: &config,
-            configured_store: &data.join("store"),
+            configured_store: ConfiguredStore::Directory(&data.join("store")),
             open_store_copy: engine_server::open_store_copy,
         };
-        sources.count_configured(&mut counted, &wanted)?;
+        sources.count_configured(&data.join("store"), &mut counted, &wanted)?;
         Ok(counted.known.into_iter().collect())
     }
 

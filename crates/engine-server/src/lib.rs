@@ -8,6 +8,7 @@
 //! # Ok::<(), config::ConfigError>(())
 //! ```
 
+pub mod database;
 mod postgres_section;
 mod store_config;
 mod store_upkeep;

@@ -219,6 +219,27 @@ fn unacknowledged(error: &dyn Display) -> RetireError {
 /// # Errors
 /// Records exist or may be written under the version, or the commit was not acknowledged.
 pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16) -> Result<(), RetireError> {
+    retire_unless(config, kind, version, true).await
+}
+
+/// The same where the operator gives up the PINs of the records under the key: one-way records, which no engine re-encrypts.
+///
+/// # Errors
+/// Records may be written under the version, or the commit was not acknowledged.
+pub async fn retire_with_records(
+    config: &PostgresConfig,
+    kind: StorageKeyKind,
+    version: u16,
+) -> Result<(), RetireError> {
+    retire_unless(config, kind, version, false).await
+}
+
+async fn retire_unless(
+    config: &PostgresConfig,
+    kind: StorageKeyKind,
+    version: u16,
+    refuses_records: bool,
+) -> Result<(), RetireError> {
     let (connection, _) = connect(config).await.map_err(|error| unacknowledged(&error))?;
     let database = |error: QueryError| unacknowledged(&error);
     connection.begin().await.map_err(database)?;
@@ -228,9 +249,12 @@ pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16)
     if min <= version {
         return Err(RetireError::InUse { version, min });
     }
-    let found = connection.query_text(sql::RECORDS_UP_TO, &[&i32::from(kind_code(kind)), &i32::from(version)]).await;
-    if found.map_err(database)?.first().map(|row| column(row, 0)).transpose().map_err(database)?.unwrap_or(true) {
-        return Err(RetireError::Records { version });
+    if refuses_records {
+        let of = [i32::from(kind_code(kind)), i32::from(version)];
+        let found = connection.query_text(sql::RECORDS_UP_TO, &[&of[0], &of[1]]).await;
+        if found.map_err(database)?.first().map(|row| column(row, 0)).transpose().map_err(database)?.unwrap_or(true) {
+            return Err(RetireError::Records { version });
+        }
     }
     // The answer is of this transaction, whose acknowledged commit is on the standby: so is everything that it read.
     let before = versions.retired;

@@ -1,6 +1,6 @@
 //! The check of a database, its migration, and the list of its engines.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -23,6 +23,7 @@ use audit::{
 };
 use domain::{
     control::{ControlState, Spent},
+    storage_key::StorageKeyKind,
     time::UnixMillis,
 };
 use store::StoreOpenError;
@@ -31,15 +32,23 @@ use store::upkeep::{DAMAGE_MAX, Damage, RowCounts, UpkeepError};
 
 /// The rows that are read at a time.
 const PAGE_ROWS: i64 = 1_024;
+/// How long a command waits for a statement at least.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Makes or migrates the tables, whatever `config` says about migrations.
 ///
 /// # Errors
 /// The configuration is wrong, no host accepts writes, the tables are of a newer release, or the database refuses.
 pub async fn migrate(config: &PostgresConfig) -> Result<Migrated, PostgresOpenError> {
-    let (connection, _) = connect(config).await?;
-    let config = PostgresConfig { migrates: true, ..config.clone() };
+    let config = PostgresConfig { migrates: true, ..patient(config) };
+    let (connection, _) = connect(&config).await?;
     migration::migrate(&connection, &config).await
+}
+
+/// The configuration of a command, which no caller waits for: the server ends a transaction that is silent for a third of this
+/// time.
+pub(crate) fn patient(config: &PostgresConfig) -> PostgresConfig {
+    PostgresConfig { statement_timeout: config.statement_timeout.max(STATEMENT_TIMEOUT), ..config.clone() }
 }
 
 /// An engine of a database.
@@ -101,6 +110,7 @@ pub struct DatabaseCheck {
 /// The database can't be opened or read, or the checkpoint is older than the archived entries. Damage is in the report.
 pub async fn check(config: &PostgresConfig, expected: Option<&TreeHead>) -> Result<DatabaseCheck, UpkeepError> {
     let opened = |error: PostgresOpenError| UpkeepError::from(StoreOpenError::Database(error.into()));
+    let config = &patient(config);
     let (connection, _) = connect(config).await.map_err(opened)?;
     migration::check_version(&connection, config).await.map_err(opened)?;
     let database = |error: QueryError| opened(PostgresOpenError::database(config, &error));
@@ -275,7 +285,8 @@ impl<'a> Check<'a> {
         let of = |versions: &Versions| versions.get(at).copied().unwrap_or_default();
         let (min, retired, known) = (of(&versions.min), of(&versions.retired), of(&self.known));
         self.older_records += u64::from(version < min);
-        if version <= retired && retired > 0 {
+        // One-way records may have been given up.
+        if version <= retired && retired > 0 && pin.pin.key.kind != StorageKeyKind::OneWay {
             let problem = format!("a PIN record is under version {version}, which was retired (up to {retired})");
             self.note(place(), problem);
         }
