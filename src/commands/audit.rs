@@ -17,7 +17,7 @@ use super::{
     signed_checkpoint::{self, SignedCheckpointError, verifier_key},
 };
 use audit::{
-    chain::{ChainError, ChainProblem, ChainVerifier, Checkpoint},
+    chain::{ChainError, ChainProblem, ChainVerifier, Checkpoint, CheckpointError},
     ecs::to_ecs,
     entry::{Action, Body, Entry, Outcome},
     note::{NoteError, SigningKey, VerifierKey},
@@ -29,7 +29,7 @@ use domain::{
     request_id::RequestId,
 };
 use engine_client::{EngineTls, OperatorError, RunningEngine};
-use engine_server::open_store_copy;
+use engine_server::{PostgresConfig, StoreConfig, database, open_store_copy};
 use proto::ExportAuditRequest;
 use store::{Store, StoreError, StoreOpenError};
 
@@ -49,9 +49,8 @@ enum AuditCommand {
     Verify(VerifyArguments),
     /// Print the chain, one JSON object a line
     Export {
-        /// The directory of a stopped engine's store; it is copied to TMPDIR, and the copy is read
-        #[arg(long, value_name = "DIR")]
-        store: PathBuf,
+        #[command(flatten)]
+        chain: ChainSource,
         /// The first entry wanted
         #[arg(long, default_value_t = 1, value_name = "SEQUENCE")]
         from: u64,
@@ -94,6 +93,12 @@ enum Format {
 struct VerifyArguments {
     #[command(flatten)]
     source: Source,
+    /// The one engine of the database whose chain is verified, as that of a store is
+    #[arg(long, value_name = "NAME", requires = "config")]
+    engine: Option<String>,
+    /// A checkpoint kept elsewhere of an engine of the database; may be given more than once
+    #[arg(long, value_name = "ENGINE=SEQUENCE:HASH", value_parser = engine_checkpoint, requires = "config")]
+    expect_of: Vec<(String, Checkpoint)>,
     /// A checkpoint kept elsewhere, which the chain must still hold; may be given more than once. An empty chain
     /// holds only with 0 and 64 zeros
     #[arg(long, value_name = "SEQUENCE:HASH")]
@@ -109,15 +114,14 @@ struct VerifyArguments {
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "proof")]
     archive: Vec<PathBuf>,
     /// The checkpoint of the last entry before those of the file, which are not verified
-    #[arg(long, value_name = "SEQUENCE:HASH", conflicts_with_all = ["archive", "store", "proof"])]
+    #[arg(long, value_name = "SEQUENCE:HASH", conflicts_with_all = ["archive", "store", "config", "proof"])]
     after: Option<Checkpoint>,
 }
 
 #[derive(Args)]
 struct CardsArguments {
-    /// The directory of a stopped engine's store or of a backup; it is copied to TMPDIR, and the copy is read
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    #[command(flatten)]
+    chain: ChainSource,
     /// The first entry, for example the one behind the checkpoint of a backup
     #[arg(long, value_name = "SEQUENCE")]
     from: u64,
@@ -126,12 +130,52 @@ struct CardsArguments {
     to: PathBuf,
 }
 
+/// The chain of one engine.
+#[derive(Args)]
+#[group(skip)]
+struct ChainSource {
+    /// The directory of a stopped engine's store or of a backup; it is copied to TMPDIR, and the copy is read
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    store: Option<PathBuf>,
+    /// The configuration of an engine on a PostgreSQL database, whose engines may serve
+    #[arg(long, value_name = "FILE", conflicts_with = "store")]
+    config: Option<PathBuf>,
+    /// Another engine of this database; by default the one of the configuration
+    #[arg(long, value_name = "NAME", requires = "config")]
+    engine: Option<String>,
+}
+
+impl ChainSource {
+    async fn open(&self) -> Result<Arc<dyn Store>, AuditError> {
+        match (&self.config, &self.store) {
+            (Some(config), _) => {
+                let database = database_of(config)?;
+                let engine = self.engine.as_deref().unwrap_or(&database.engine_name);
+                Ok(database::open_to_read(&database, engine).await?)
+            }
+            (None, store) => open_stopped(store.as_deref().unwrap_or(Path::new(""))),
+        }
+    }
+}
+
+/// The database that a configuration names.
+fn database_of(path: &Path) -> Result<PostgresConfig, AuditError> {
+    match StoreConfig::load(Some(path)).map_err(StoreOpenError::Config)? {
+        StoreConfig::Postgres(config) => Ok(*config),
+        StoreConfig::Embedded(_) => Err(AuditError::NoDatabase { path: path.to_owned() }),
+    }
+}
+
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Source {
     /// The directory of a stopped engine's store, such as pinseal-data/store; it is copied to TMPDIR, and the copy is read
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// The configuration of an engine on a PostgreSQL database: verifies the chain of each of its engines, which may serve, or
+    /// of the one of --engine
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// An exported chain; `-` for standard input
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -203,9 +247,9 @@ pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
 async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
         AuditCommand::Verify(arguments) => verify(arguments).await,
-        AuditCommand::Export { store, from, format, card, tenant, request, archive } => {
+        AuditCommand::Export { chain, from, format, card, tenant, request, archive } => {
+            let copy = chain.open().await?;
             let mut out = io::stdout().lock();
-            let copy = open_stopped(&store)?;
             let of_card = match card.zip(tenant) {
                 Some((plastic, tenant)) => {
                     let key = copy.card_reference_key().await?.ok_or(AuditError::NoCardReferences)?;
@@ -253,8 +297,20 @@ impl Format {
 }
 
 async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
-    let VerifyArguments { source, mut expect, checkpoint, verifier_key, archive, after } = arguments;
+    let VerifyArguments { source, engine, expect_of, mut expect, checkpoint, verifier_key, archive, after } = arguments;
     let mut out = io::stdout();
+    if let (Some(config), None) = (&source.config, &engine) {
+        if !(expect.is_empty() && checkpoint.is_empty() && verifier_key.is_none() && archive.is_empty()) {
+            return Err(AuditError::OneEngine);
+        }
+        return verify_all(config, expect_of).await;
+    }
+    for (name, checkpoint) in expect_of {
+        if Some(&name) != engine.as_ref() {
+            return Err(AuditError::NotVerified { engine: name });
+        }
+        expect.push(checkpoint);
+    }
     if let (Some(path), Some(verifier)) = (&source.proof, &verifier_key) {
         let proof: Proof = serde_json::from_slice(&read(path)?).map_err(|_| TreeHeadError::NotProof)?;
         match proof.verify(verifier)? {
@@ -281,7 +337,10 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
         }
         origin = Some(verifier);
     }
-    let store = source.store.as_deref().map(open_stopped).transpose()?;
+    let store = match (&source.config, &engine) {
+        (Some(config), Some(engine)) => Some(database::open_to_read(&database_of(config)?, engine).await?),
+        _ => source.store.as_deref().map(open_stopped).transpose()?,
+    };
     let archived = match &store {
         Some(store) if archive.is_empty() => store.archived().await?,
         _ => None,
@@ -301,27 +360,8 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
     }
     match (store, source.file) {
         (Some(store), _) => {
-            // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
-            walk.verifier = walk.verifier.with_head(store.checkpoint().await?);
-            let from = walk.verifier.reached().sequence.saturating_add(1);
-            let (mut removed, mut is_first) = (Checkpoint::EMPTY, true);
-            let place = source.store.unwrap_or_default();
-            each_entry(&*store, from, |entry| {
-                if std::mem::take(&mut is_first) {
-                    walk.check_begin(&place, entry)?;
-                }
-                match &entry.event.body {
-                    Body::AuditArchived(part) => removed = Checkpoint { sequence: part.last, hash: part.hash },
-                    // A salvage may lose the event that names the start.
-                    Body::StoreSalvaged(_) => removed = start,
-                    _ => {}
-                }
-                walk.check(entry)
-            })
-            .await?;
-            if start != Checkpoint::EMPTY && removed != start {
-                return Err(AuditError::NotArchived { sequence: start.sequence });
-            }
+            let place = source.store.or(source.config).unwrap_or_default();
+            walk = walk.through(&*store, &place, start).await?;
         }
         (None, Some(file)) if file.as_os_str() == "-" => walk.check_lines(Path::new("-"), io::stdin().lock())?,
         (None, Some(file)) => walk.check_lines(&file, open(&file)?)?,
@@ -334,6 +374,54 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
     Ok(writeln!(out, "the audit chain holds; checkpoint {end}")?)
 }
 
+/// Verifies the chain of each engine of a database.
+async fn verify_all(config: &Path, expect_of: Vec<(String, Checkpoint)>) -> Result<(), AuditError> {
+    let stores = database::open_all_to_read(&database_of(config)?).await?;
+    let mut out = io::stdout();
+    if let Some((engine, _)) =
+        expect_of.iter().find(|(name, _)| stores.iter().all(|store| **store.engine_name() != **name))
+    {
+        return Err(AuditError::NotVerified { engine: engine.clone() });
+    }
+    for store in stores {
+        let engine = store.engine_name().to_string();
+        let expected: Vec<_> = expect_of.iter().filter(|(name, _)| *name == engine).map(|(_, kept)| *kept).collect();
+        if expected.is_empty() && store.checkpoint().await? == Checkpoint::EMPTY {
+            writeln!(out, "{engine}: the audit chain has no entry")?;
+            continue;
+        }
+        let verified = verify_one(&*store, config, expected).await;
+        let (start, end) =
+            verified.map_err(|error| AuditError::OfEngine { engine: engine.clone(), error: error.into() })?;
+        match start.sequence {
+            0 => writeln!(out, "{engine}: the audit chain holds; checkpoint {end}")?,
+            last => writeln!(
+                out,
+                "{engine}: the audit chain holds; checkpoint {end}; entries 1 to {last} were archived, and not read"
+            )?,
+        }
+    }
+    Ok(())
+}
+
+async fn verify_one(
+    store: &dyn Store,
+    place: &Path,
+    expected: Vec<Checkpoint>,
+) -> Result<(Checkpoint, Checkpoint), AuditError> {
+    let start = store.archived().await?.map_or(Checkpoint::EMPTY, |archived| archived.end());
+    let verifier = ChainVerifier::after(start, expected);
+    let walk = Walk { verifier, origin: None, origins: Vec::new() };
+    Ok((start, walk.through(store, place, start).await?.finish()?))
+}
+
+/// Reads an engine's checkpoint, `ENGINE=SEQUENCE:HASH`.
+fn engine_checkpoint(text: &str) -> Result<(String, Checkpoint), String> {
+    let (engine, checkpoint) = text.split_once('=').ok_or("write ENGINE=SEQUENCE:HASH")?;
+    let checkpoint = checkpoint.parse().map_err(|error: CheckpointError| error.to_string())?;
+    Ok((engine.to_owned(), checkpoint))
+}
+
 /// Opens a copy of the store of a stopped engine.
 fn open_stopped(directory: &Path) -> Result<Arc<dyn Store>, AuditError> {
     open_store_copy(directory).map_err(|error| match error {
@@ -344,8 +432,8 @@ fn open_stopped(directory: &Path) -> Result<Arc<dyn Store>, AuditError> {
 
 /// Lists the cards whose PIN was set in the entries from a number on. A card without a PIN in the store has no name there.
 async fn list_cards(arguments: CardsArguments) -> Result<(), AuditError> {
-    let CardsArguments { store, from, to } = arguments;
-    let copy = open_stopped(&store)?;
+    let CardsArguments { chain, from, to } = arguments;
+    let copy = chain.open().await?;
     let key = copy.card_reference_key().await?.ok_or(AuditError::NoCardReferences)?;
     note_not_read(from, copy.archived().await?.map_or(0, |archived| archived.end().sequence))?;
     let mut wanted = HashMap::new();
@@ -478,6 +566,31 @@ struct Walk {
 }
 
 impl Walk {
+    /// Checks the entries of a store behind those that were checked, which reach at least `start`, the end of the archived ones.
+    async fn through(mut self, store: &dyn Store, place: &Path, start: Checkpoint) -> Result<Self, AuditError> {
+        // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
+        self.verifier = self.verifier.with_head(store.checkpoint().await?);
+        let from = self.verifier.reached().sequence.saturating_add(1);
+        let (mut removed, mut is_first) = (Checkpoint::EMPTY, true);
+        each_entry(store, from, |entry| {
+            if std::mem::take(&mut is_first) {
+                self.check_begin(place, entry)?;
+            }
+            match &entry.event.body {
+                Body::AuditArchived(part) => removed = Checkpoint { sequence: part.last, hash: part.hash },
+                // A salvage may lose the event that names the start.
+                Body::StoreSalvaged(_) => removed = start,
+                _ => {}
+            }
+            self.check(entry)
+        })
+        .await?;
+        if start != Checkpoint::EMPTY && removed != start {
+            return Err(AuditError::NotArchived { sequence: start.sequence });
+        }
+        Ok(self)
+    }
+
     /// Checks that a file or store begins with the entry that is due, or before it. What follows is for the verifier.
     fn check_begin(&self, source: &Path, entry: &Entry) -> Result<(), AuditError> {
         let due = self.verifier.reached().sequence.saturating_add(1);
@@ -557,6 +670,29 @@ async fn each_entry(
 /// Why a chain was not read, or does not hold.
 #[derive(Debug, Error)]
 pub(crate) enum AuditError {
+    /// The configuration names an embedded store.
+    #[error("{} has no [store.postgres]: name the configuration of an engine on PostgreSQL, or --store", path.display())]
+    NoDatabase {
+        /// The configuration.
+        path: PathBuf,
+    },
+    /// Options of one chain with all chains of a database.
+    #[error("--expect, --checkpoint, --verifier-key and --archive are of one chain: name its engine by --engine")]
+    OneEngine,
+    /// A checkpoint of a chain that is not verified.
+    #[error("no chain of the engine {engine} is verified: `pinseal store engines` lists the names")]
+    NotVerified {
+        /// The name of the engine.
+        engine: String,
+    },
+    /// The chain of an engine does not hold.
+    #[error("{engine}: {error}")]
+    OfEngine {
+        /// The name of the engine.
+        engine: String,
+        /// What was found.
+        error: Box<AuditError>,
+    },
     /// The chain does not hold.
     #[error(transparent)]
     Chain(#[from] ChainError),

@@ -1,11 +1,12 @@
-//! `pinseal store`: check, salvage, back up and restore the store of an engine.
+//! `pinseal store`: check, salvage, back up and restore the store of an engine; make, check and copy a database of engines.
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use thiserror::Error;
 
 use super::{
@@ -13,7 +14,13 @@ use super::{
     signed_checkpoint::{self, SignedCheckpointError, verifier_key},
 };
 use audit::{note::VerifierKey, tree_head::TreeHead};
-use engine_server::{back_up_store, check_store, restore_store, salvage_store};
+use config::ConfigError;
+use domain::{storage_key::StorageKeyKind, time::UnixMillis};
+use engine_server::{
+    PostgresConfig, StoreConfig, back_up_store, check_store,
+    database::{self, EngineReport, Migrated, PostgresOpenError},
+    restore_store, salvage_store,
+};
 use store::upkeep::{ReadRows, UpkeepError};
 
 /// `pinseal store`.
@@ -28,24 +35,48 @@ const BEFORE_THE_START: &str =
     "before an engine starts on it: move {data_directory}/audit/checkpoint elsewhere, and keep it";
 
 const CHECK_CODES: &str = "\
-The exit code is 0 when the store is whole, 3 when it is damaged, and 1 when it can't be checked. The check reads a copy of the \
-store in TMPDIR; an engine may serve.";
+The exit code is 0 when the store is whole, 3 when it is damaged, and 1 when it can't be checked. Engines may serve. The check \
+reads a copy of an embedded store in TMPDIR, and a database in one transaction that only reads.";
 
 #[derive(Subcommand)]
 enum StoreCommand {
-    /// Read every row of a store or backup and report the damage; changes nothing
+    /// Make the tables of a database, or migrate them to this release; needed where engines may not (`migrate = false`)
+    Migrate {
+        /// The configuration of an engine on the database, with the role that owns the tables
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Read every row of a store, backup or database and report the damage; changes nothing
     #[command(after_help = CHECK_CODES)]
     Check {
         /// The directory of the store or backup, such as pinseal-data/store
-        #[arg(long, value_name = "DIR")]
-        store: PathBuf,
-        /// The newest signed checkpoint of the store's engine, such as pinseal-data/audit/checkpoint: the store must hold its
-        /// entry. Without it, a store that lost its newest commits may be whole
+        #[arg(long, value_name = "DIR", required_unless_present = "config")]
+        store: Option<PathBuf>,
+        /// The configuration of an engine on a PostgreSQL database
+        #[arg(long, value_name = "FILE", conflicts_with = "store")]
+        config: Option<PathBuf>,
+        /// The newest signed checkpoint of an engine of the store, such as pinseal-data/audit/checkpoint: the store must hold
+        /// its entry. Without it, a store that lost its newest commits may be whole
         #[arg(long, value_name = "FILE")]
         checkpoint: Option<PathBuf>,
         /// The public key of the engine, or its file; by default the file `verifier-key` beside the checkpoint
         #[arg(long, value_name = "FILE|KEY", value_parser = verifier_key, requires = "checkpoint")]
         verifier_key: Option<VerifierKey>,
+    },
+    /// List the engines of a database: their registration, last entry and newest storage keys
+    Engines {
+        /// The configuration of an engine on the database
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// End the registration of an engine that ended without closing its store, so that it does not hold up a rotation
+    Deregister {
+        /// The configuration of an engine on the database
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The name of the engine that has ended
+        #[arg(long, value_name = "NAME")]
+        engine: String,
     },
     /// Write the rows of a damaged store up to the damage into a new store; changes nothing in the damaged one
     Salvage {
@@ -86,7 +117,57 @@ enum StoreCommand {
 pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
     let mut out = io::stdout().lock();
     match arguments.command {
-        StoreCommand::Check { store, checkpoint, verifier_key } => {
+        StoreCommand::Migrate { config } => {
+            let Migrated { from, to } = wait(database::migrate(&database_of(&config)?))??;
+            match from {
+                0 => writeln!(out, "the tables are made, version {to}")?,
+                _ if from == to => writeln!(out, "the tables have version {to} already")?,
+                _ => writeln!(out, "the tables are migrated from version {from} to version {to}")?,
+            }
+        }
+        StoreCommand::Engines { config } => {
+            let engines = wait(database::engines(&database_of(&config)?))??;
+            engines.iter().try_for_each(|engine| print_engine(&mut out, engine))?;
+        }
+        StoreCommand::Deregister { config, engine } => {
+            let database = database_of(&config)?;
+            if wait(database::deregister(&database, &engine))?? {
+                writeln!(out, "the engine {engine} is deregistered")?;
+            } else {
+                let engines = wait(database::engines(&database))??;
+                let known = engines.into_iter().find(|known| known.chain.engine == engine);
+                match known {
+                    None => return Err(StoreCommandError::NoEngine { engine }),
+                    Some(EngineReport { registered: true, .. }) => return Err(StoreCommandError::Runs { engine }),
+                    Some(_) => writeln!(out, "the engine {engine} is not registered: it closed its store")?,
+                }
+            }
+        }
+        StoreCommand::Check { config: Some(config), checkpoint, verifier_key, .. } => {
+            let checkpoint =
+                checkpoint.map(|path| signed_checkpoint::read(&path, verifier_key.as_ref())).transpose()?;
+            let report = wait(database::check(&database_of(&config)?, checkpoint.as_ref()))??;
+            for damage in &report.damage {
+                writeln!(out, "damage: {damage}")?;
+            }
+            writeln!(out, "{}", report.counts)?;
+            if report.older_records > 0 {
+                let older = report.older_records;
+                writeln!(out, "note: {older} PIN records are under an older storage key: an engine re-encrypts them")?;
+            }
+            for chain in &report.chains {
+                writeln!(out, "checkpoint of {}: {}", chain.engine, chain.head)?;
+            }
+            if !report.damage.is_empty() {
+                return Err(StoreCommandError::DatabaseDamaged { path: config, places: report.damage.len() });
+            }
+            writeln!(out, "the database of {} is whole", config.display())?;
+            if let Some(TreeHead { head, .. }) = checkpoint {
+                writeln!(out, "the database holds audit entry {} of the checkpoint", head.sequence)?;
+            }
+        }
+        StoreCommand::Check { store, checkpoint, verifier_key, .. } => {
+            let store = store.unwrap_or_default();
             // The engine signs what is on disk: a checkpoint that is read before the store is of an entry in the store.
             let checkpoint =
                 checkpoint.map(|path| signed_checkpoint::read(&path, verifier_key.as_ref())).transpose()?;
@@ -160,12 +241,95 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
     Ok(())
 }
 
+fn wait<T>(task: impl Future<Output = T>) -> io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task))
+}
+
+/// The database that a configuration names.
+fn database_of(path: &Path) -> Result<PostgresConfig, StoreCommandError> {
+    match StoreConfig::load(Some(path))? {
+        StoreConfig::Postgres(config) => Ok(*config),
+        StoreConfig::Embedded(_) => Err(StoreCommandError::NoDatabase { path: path.to_owned() }),
+    }
+}
+
+fn print_engine(out: &mut impl Write, engine: &EngineReport) -> io::Result<()> {
+    let state = match (engine.registered, engine.has_lease) {
+        (false, _) => "not registered",
+        (true, true) => "registered",
+        (true, false) => "registered, its lease has expired",
+    };
+    let EngineReport { chain, newest_versions, last_transaction, .. } = engine;
+    write!(out, "{}: {state}; last entry {}", chain.engine, chain.head)?;
+    if let Some(versions) = newest_versions {
+        let each: Vec<_> = database::KINDS
+            .iter()
+            .zip(versions)
+            .filter(|(_, version)| **version > 0)
+            .map(|(kind, version)| format!("{} {version}", kind_name(*kind)))
+            .collect();
+        write!(out, "; newest storage keys: {}", each.join(", "))?;
+    }
+    if *last_transaction > UnixMillis::default()
+        && let Some(time) =
+            i64::try_from(last_transaction.0).ok().and_then(|time| Timestamp::from_millisecond(time).ok())
+    {
+        write!(out, "; last transaction {time}")?;
+    }
+    writeln!(out)
+}
+
+fn kind_name(kind: StorageKeyKind) -> &'static str {
+    match kind {
+        StorageKeyKind::Wrapped => "wrapped",
+        StorageKeyKind::Iso4 => "ISO-4",
+        StorageKeyKind::Tdes => "TDES",
+        StorageKeyKind::OneWay => "one-way",
+    }
+}
+
 /// The error of a command on a store.
 #[derive(Debug, Error)]
 pub(crate) enum StoreCommandError {
     /// The store was not checked, salvaged, backed up or restored.
     #[error(transparent)]
     Upkeep(#[from] UpkeepError),
+    /// The configuration can't be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The database can't be opened, or refuses.
+    #[error(transparent)]
+    Database(#[from] PostgresOpenError),
+    /// The configuration names an embedded store.
+    #[error("{} has no [store.postgres]: name the configuration of an engine on PostgreSQL", path.display())]
+    NoDatabase {
+        /// The configuration.
+        path: PathBuf,
+    },
+    /// No engine of the name has ever registered.
+    #[error("the database has no engine {engine}: `pinseal store engines` lists the names")]
+    NoEngine {
+        /// The name.
+        engine: String,
+    },
+    /// The engine renews its lease.
+    #[error("the engine {engine} runs, or ended less than its lease ago: stop it, or try again after the lease")]
+    Runs {
+        /// The name of the engine.
+        engine: String,
+    },
+    /// The check found damage.
+    #[error(
+        "the database of {} is damaged (places: {places}): restore it to a moment before the damage, and keep this one as \
+         evidence",
+        path.display()
+    )]
+    DatabaseDamaged {
+        /// The configuration.
+        path: PathBuf,
+        /// The number of places that were printed.
+        places: usize,
+    },
     /// The checkpoint can't be compared.
     #[error(transparent)]
     Checkpoint(#[from] SignedCheckpointError),
@@ -198,8 +362,8 @@ impl StoreCommandError {
     /// The exit code of the process: 3 for damage.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Damaged { .. } => 3,
-            Self::Upkeep(_) | Self::Checkpoint(_) | Self::LostPins { .. } | Self::Io(_) => 1,
+            Self::Damaged { .. } | Self::DatabaseDamaged { .. } => 3,
+            _ => 1,
         }
     }
 }
