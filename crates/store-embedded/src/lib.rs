@@ -32,6 +32,7 @@ mod live;
 mod page;
 mod reply;
 mod reserve;
+pub mod store_copy;
 mod store_files;
 mod table_checksum;
 mod unregistered;

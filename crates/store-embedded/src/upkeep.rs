@@ -52,7 +52,7 @@ use store::{
 };
 
 /// The memory of the buffers and caches of a database that a command opens, in bytes.
-const MEMORY_BYTES: u64 = 64 << 20;
+pub(super) const MEMORY_BYTES: u64 = 64 << 20;
 /// The rows that a salvage writes in one batch.
 const BATCH_ROWS: usize = 1_024;
 /// The caller of an event that these commands record.
@@ -259,7 +259,7 @@ fn copy_whole(
 
 /// Opens a database that was written just now, and walks through it. Its chain must end with the event, and no control may
 /// be usable.
-fn checked(directory: &Path, target: &Path, event: Checkpoint) -> Result<Walk, UpkeepError> {
+pub(super) fn checked(directory: &Path, target: &Path, event: Checkpoint) -> Result<Walk, UpkeepError> {
     let write = |error: fjall::Error| write_error(target, &error);
     let tables = Tables::open(&directory.join(DATABASE), MEMORY_BYTES, Absent::Refuse)
         .map_err(|error| write_error(target, &error))?;
@@ -300,7 +300,7 @@ fn can_be_copied(directory: &Path) -> bool {
 }
 
 /// Copies the files of one moment into the directory of a store.
-fn copy_files(from: &Path, to: &Path) -> Result<CopiedJournals, UpkeepError> {
+pub(super) fn copy_files(from: &Path, to: &Path) -> Result<CopiedJournals, UpkeepError> {
     let read = |error| StoreOpenError::Io { path: from.to_owned(), error };
     let files = StoreFiles::open(&from.join(DATABASE)).map_err(read)?;
     let files = files.ok_or_else(|| UpkeepError::Unsettled { path: from.to_owned(), attempts: ATTEMPTS_MAX })?;
@@ -308,7 +308,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<CopiedJournals, UpkeepError> {
     Ok(copied.map_err(|error| StoreOpenError::Copy { path: from.to_owned(), error })?)
 }
 
-fn table_damage(directory: &Path, copy: &Path) -> Result<Vec<Damage>, UpkeepError> {
+pub(super) fn table_damage(directory: &Path, copy: &Path) -> Result<Vec<Damage>, UpkeepError> {
     let found = table_checksum::find_damage(&copy.join(DATABASE));
     Ok(found.map_err(|error| StoreOpenError::Io { path: directory.to_owned(), error })?)
 }
@@ -448,13 +448,13 @@ fn private() -> Permissions {
 }
 
 /// A directory in `TMPDIR`.
-fn temporary() -> Result<TempDir, UpkeepError> {
+pub(super) fn temporary() -> Result<TempDir, UpkeepError> {
     let copy = tempfile::Builder::new().prefix(PREFIX).permissions(private()).tempdir();
     copy.map_err(|error| UpkeepError::write(&std::env::temp_dir(), &error))
 }
 
 /// Syncs every file and directory in a directory, at any depth.
-fn sync_all(directory: &Path) -> io::Result<()> {
+pub(super) fn sync_all(directory: &Path) -> io::Result<()> {
     for entry in directory.read_dir()? {
         let path = entry?.path();
         if path.is_dir() { sync_all(&path)? } else { File::open(&path)?.sync_all()? }
@@ -462,11 +462,11 @@ fn sync_all(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn write_error(path: &Path, error: &dyn Display) -> UpkeepError {
+pub(super) fn write_error(path: &Path, error: &dyn Display) -> UpkeepError {
     write_problem(path, error.to_string())
 }
 
-fn write_problem(path: &Path, problem: String) -> UpkeepError {
+pub(super) fn write_problem(path: &Path, problem: String) -> UpkeepError {
     UpkeepError::Write { path: path.to_owned(), problem }
 }
 

@@ -98,3 +98,16 @@ CREATE TABLE audit (
     hash bytea NOT NULL,
     PRIMARY KEY (engine, sequence)
 );
+
+-- The copy of another store into this database, until it is complete: no engine registers while there is a row.
+CREATE TABLE store_copy (
+    id integer PRIMARY KEY CHECK (id = 1),
+    -- A new value for each process that copies: what an earlier one sent is fenced.
+    session uuid NOT NULL,
+    -- The engine that gets the chain of the source.
+    engine text NOT NULL,
+    source text NOT NULL,
+    -- The last entry of the source's chain.
+    sequence bigint NOT NULL,
+    head bytea NOT NULL
+);

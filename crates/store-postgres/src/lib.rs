@@ -45,6 +45,7 @@
 
 mod batch;
 mod connection;
+pub mod copy;
 mod database_clock;
 pub mod key_versions;
 mod migration;
@@ -252,6 +253,7 @@ async fn begin(config: PostgresConfig, tls: Option<Tls>) -> Result<Writer, Postg
         Err(RegisterError::InUse) => {
             return Err(PostgresOpenError::InUse { place: config.place(), engine: Arc::clone(&config.engine_name) });
         }
+        Err(RegisterError::Copying) => return Err(PostgresOpenError::Unfinished { place: config.place() }),
         Err(error) => return Err(PostgresOpenError::database(&config, &error)),
     };
     let clock = match prepare(&mut connection).await {
@@ -490,6 +492,14 @@ pub enum PostgresOpenError {
         version: i32,
         /// The version of this release.
         supported: i32,
+    },
+    /// The database has a part of the copy of another store.
+    #[error(
+        "{place} has a part of a copy: repeat the command `pinseal store copy`, which completes it, then start the engine"
+    )]
+    Unfinished {
+        /// The database.
+        place: String,
     },
     /// No engine of the name has ever registered.
     #[error("{place} has no engine {engine}: `pinseal store engines` lists the names")]

@@ -43,6 +43,9 @@ pub(crate) enum RegisterError {
     /// Another process has an unexpired lease.
     #[error("the engine's name is in use")]
     InUse,
+    /// The rows of a copied store are not complete.
+    #[error("a copy into the database is unfinished")]
+    Copying,
 }
 
 impl Session {
@@ -74,6 +77,10 @@ impl Session {
         let (incarnation, session) = (Uuid::new_v4(), Uuid::new_v4());
         connection.begin().await?;
         let versions = connection.query_text(sql::KEY_VERSIONS_LOCK, &[]).await?;
+        // A copy begins under the same lock.
+        if !connection.query_text(sql::COPY_MARK, &[]).await?.is_empty() {
+            return Err(RegisterError::Copying);
+        }
         let rows = connection.query_text(sql::ENGINES_LOCK, &[]).await?;
         let mut versions = KeyVersions::read(&versions, &rows)?;
         let (mut head, mut archived) = (Checkpoint::EMPTY, 0);

@@ -182,6 +182,35 @@ pub(crate) const UNREGISTERED_ALL: &str =
     "SELECT tenant, sum(cards)::bigint FROM unregistered_cards GROUP BY tenant ORDER BY tenant";
 pub(crate) const ENGINE_CHAIN: &str = "SELECT sequence, head, archived FROM engines WHERE name = $1";
 
+// The copy of a store.
+pub(crate) const COPY_MARK: &str = "SELECT source FROM store_copy WHERE id = 1";
+pub(crate) const COPY_MARK_LOCK: &str =
+    "SELECT session, engine, source, sequence, head FROM store_copy WHERE id = 1 FOR UPDATE";
+pub(crate) const COPY_MARK_INSERT: &str =
+    "INSERT INTO store_copy (id, session, engine, source, sequence, head) VALUES (1, $1, $2, $3, $4, $5)";
+pub(crate) const COPY_MARK_SESSION: &str = "UPDATE store_copy SET session = $1 WHERE id = 1";
+pub(crate) const COPY_MARK_DELETE: &str = "DELETE FROM store_copy WHERE id = 1";
+pub(crate) const COPY_IS_EMPTY: &str = "SELECT NOT EXISTS (SELECT 1 FROM engines) AND NOT EXISTS (SELECT 1 FROM cards) \
+     AND NOT EXISTS (SELECT 1 FROM controls) AND NOT EXISTS (SELECT 1 FROM audit)";
+pub(crate) const COPY_LAST_CARD: &str =
+    "SELECT tenant, plastic_id FROM cards ORDER BY tenant DESC, plastic_id DESC LIMIT 1";
+pub(crate) const COPY_LAST_ENTRY: &str = "SELECT max(sequence) FROM audit WHERE engine = $1";
+pub(crate) const COPY_CARDS: &str = "SELECT tenant, plastic_id, registered, generation, tries_reserved, tries_forgiven, state, \
+     pin, pin_kind, pin_version FROM cards WHERE registered AND (tenant, plastic_id) > ($1, $2) \
+     ORDER BY tenant, plastic_id LIMIT $3";
+pub(crate) const COPY_COUNTS: &str = "SELECT (SELECT count(*) FROM cards WHERE registered) \
+     + (SELECT count(*) FROM controls WHERE phase = 2) \
+     + (SELECT count(*) FROM audit WHERE engine = $1 AND sequence > $2)";
+/// An earlier process may have written some of them.
+pub(crate) const COPY_CONTROLS_INSERT: &str = "INSERT INTO controls (id, tenant, plastic_id, expires_at, opened_generation, \
+     phase, state) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::integer[], \
+     $7::bytea[]) ON CONFLICT (id) DO NOTHING";
+pub(crate) const COPY_CONTROLS_FOUND: &str = "SELECT state FROM controls WHERE id = ANY ($1::uuid[])";
+pub(crate) const COPY_CONTROLS_COUNT: &str = "SELECT count(*) FROM controls";
+pub(crate) const COPY_ENGINE_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, \
+     sequence, head, keys, min_versions, max_versions, newest_time, archived, schema_version) VALUES ($1, $2, $3, \
+     false, clock_timestamp() - interval '1 second', $4, $5, $6, $7, $8, $9, $10, $11)";
+
 // The migrations.
 pub(crate) const SCHEMA_VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS schema_version \
      (id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL)";
@@ -225,10 +254,10 @@ mod tests {
     /// What the three databases document: keywords, functions and types. An entry is added here only after a look at the
     /// documents of CockroachDB and YugabyteDB. The statements have never run on either.
     const KEYWORDS: &str = "ALL AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
-        DO ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
+        DESC DO ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
         NOTHING NULL ON ONLY OR ORDER PRIMARY READ REPEATABLE RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE \
         VALUES WHEN WHERE";
-    const FUNCTIONS: &str = "clock_timestamp current_schema extract max set_config sum unnest";
+    const FUNCTIONS: &str = "clock_timestamp count current_schema extract max set_config sum unnest";
     const TYPES: &str = "bigint boolean bytea float8 integer text uuid";
 
     /// The texts of the constants of this file.

@@ -168,6 +168,9 @@ impl<'a> Check<'a> {
         let time = self.connection.query_text(sql::CLOCK, &[]).await?;
         self.now = millis(transaction_time(time.first())?);
         let engines = self.connection.query_text(sql::ENGINES_READ, &[]).await?;
+        if !self.connection.query_text(sql::COPY_MARK, &[]).await?.is_empty() {
+            self.note("store_copy", "a copy into this database is not complete: repeat `pinseal store copy`");
+        }
         self.key_versions(&engines).await?;
         self.cards().await?;
         self.unregistered_cards().await?;

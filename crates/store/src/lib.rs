@@ -28,6 +28,7 @@
 
 pub mod codec;
 pub mod conformance;
+pub mod copy;
 mod open_error;
 pub mod rows;
 pub mod upkeep;
