@@ -45,8 +45,10 @@ struct Copying {
 
 impl Copying {
     async fn open(config: &PostgresConfig) -> Result<Self, CopyError> {
-        let (connection, _) = connect(config).await.map_err(not_opened)?;
+        let (mut connection, _) = connect(config).await.map_err(not_opened)?;
         migration::check_version(&connection, config).await.map_err(not_opened)?;
+        let prepared = connection.prepare(sql::COPIER).await;
+        prepared.map_err(|error| not_opened(PostgresOpenError::database(config, &error)))?;
         Ok(Self { connection, place: config.place(), engine: config.engine_name.to_string() })
     }
 

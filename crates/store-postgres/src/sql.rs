@@ -243,6 +243,27 @@ pub(crate) const WRITER: &[&str] = &[
     CONTROLS_SWEEP,
     CARDS_SWEEP,
 ];
+/// The statements of a copy.
+pub(crate) const COPIER: &[&str] = &[
+    KEY_VERSIONS_LOCK,
+    CONTROLS_READ,
+    AUDIT_READ,
+    COPY_MARK_LOCK,
+    COPY_MARK_INSERT,
+    COPY_MARK_SESSION,
+    COPY_MARK_DELETE,
+    COPY_IS_EMPTY,
+    COPY_LAST_CARD,
+    COPY_LAST_ENTRY,
+    COPY_CARDS,
+    COPY_CONTROLS_INSERT,
+    COPY_CONTROLS_FOUND,
+    COPY_CONTROLS_COUNT,
+    COPY_ENGINE_INSERT,
+    CARDS_INSERT,
+    AUDIT_INSERT,
+    KEY_VERSIONS,
+];
 /// The statements of the reader.
 pub(crate) const READER: &[&str] =
     &[CARD, CONTROL, PINS, LIVE_CONTROLS, HAS_CARDS, KEYS_IN_USE, AUDIT, ARCHIVED, CHAINS];

@@ -9,6 +9,7 @@
 )]
 
 mod conformance;
+mod copy;
 mod engine_keys;
 mod expiry;
 mod facts;
