@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use thiserror::Error;
 
@@ -17,11 +18,14 @@ use audit::{note::VerifierKey, tree_head::TreeHead};
 use config::ConfigError;
 use domain::{storage_key::StorageKeyKind, time::UnixMillis};
 use engine_server::{
-    PostgresConfig, StoreConfig, back_up_store, check_store,
+    PostgresConfig, StoreConfig, StorePlace, back_up_store, check_store, copy_store,
     database::{self, EngineReport, Migrated, PostgresOpenError},
     restore_store, salvage_store,
 };
-use store::upkeep::{ReadRows, UpkeepError};
+use store::{
+    copy::{Copied, CopyError, CopyReport},
+    upkeep::{ReadRows, UpkeepError},
+};
 
 /// `pinseal store`.
 #[derive(Args)]
@@ -34,9 +38,40 @@ pub(crate) struct StoreArguments {
 const BEFORE_THE_START: &str =
     "before an engine starts on it: move {data_directory}/audit/checkpoint elsewhere, and keep it";
 
+/// What an operator does before an engine starts on a copy.
+const AFTER_A_COPY: &str = "start the engine with the keys and the {data_directory} of the source's engine, whose signing key continues its checkpoints";
+
 const CHECK_CODES: &str = "\
 The exit code is 0 when the store is whole, 3 when it is damaged, and 1 when it can't be checked. Engines may serve. The check \
 reads a copy of an embedded store in TMPDIR, and a database in one transaction that only reads.";
+
+const COPY_HELP: &str = "\
+A copy that ended early is continued by the same command; no engine starts on a part of a copy. Controls that were open are over, and \
+the audit chain records the copy as a restore.";
+
+/// The source of a copy.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct CopyFrom {
+    /// The directory of the store of a stopped engine, or of a backup
+    #[arg(long, value_name = "DIR")]
+    from_store: Option<PathBuf>,
+    /// The configuration of an engine on a database without a registered engine; its engine_name names the chain that is copied
+    #[arg(long, value_name = "FILE")]
+    from_config: Option<PathBuf>,
+}
+
+/// The target of a copy.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct CopyTo {
+    /// The directory of the new store, absent or empty
+    #[arg(long, value_name = "DIR")]
+    to_store: Option<PathBuf>,
+    /// The configuration of an engine on an empty database; its engine_name gets the audit chain
+    #[arg(long, value_name = "FILE")]
+    to_config: Option<PathBuf>,
+}
 
 #[derive(Subcommand)]
 enum StoreCommand {
@@ -77,6 +112,17 @@ enum StoreCommand {
         /// The name of the engine that has ended
         #[arg(long, value_name = "NAME")]
         engine: String,
+    },
+    /// Copy a store whose engines have stopped into another, and compare each row; changes nothing in the source
+    #[command(after_help = COPY_HELP)]
+    Copy {
+        #[command(flatten)]
+        from: CopyFrom,
+        #[command(flatten)]
+        to: CopyTo,
+        /// Leave the audit chains of the other engines of the source database; export and keep them before
+        #[arg(long, requires = "from_config")]
+        leave_chains: bool,
     },
     /// Write the rows of a damaged store up to the damage into a new store; changes nothing in the damaged one
     Salvage {
@@ -189,6 +235,30 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
                 writeln!(out, "the store holds audit entry {} of the checkpoint", head.sequence)?;
             }
         }
+        StoreCommand::Copy { from, to, leave_chains } => {
+            let configs = [&from.from_config, &to.to_config].map(|path| path.as_deref().map(database_of).transpose());
+            let [from_config, to_config] = configs;
+            let (from_config, to_config) = (from_config?, to_config?);
+            let from = place(from.from_store.as_deref(), from_config.as_ref());
+            let to = place(to.to_store.as_deref(), to_config.as_ref());
+            match wait(copy_with_bar(from, to, leave_chains))?? {
+                Copied::Before(event) => {
+                    writeln!(out, "the copy was complete before, with the event {event}; nothing was compared now")?;
+                }
+                Copied::Now(report) => {
+                    if report.continued {
+                        writeln!(out, "an earlier copy was continued")?;
+                    }
+                    let CopyReport { cards, pins, retry_controls, audit_entries, ended_controls, end, event, .. } =
+                        report;
+                    let ended = format!("ended controls: {ended_controls}");
+                    let kept = format!("controls kept for retries: {retry_controls}, audit entries: {audit_entries}");
+                    writeln!(out, "compared: cards: {cards}, PINs: {pins}, {kept}\n{ended}")?;
+                    writeln!(out, "checkpoint of the source: {end}\nthe copy ends with its event: {event}")?;
+                    writeln!(out, "{AFTER_A_COPY}")?;
+                }
+            }
+        }
         StoreCommand::Salvage { store, to, lost_pins } => {
             let report = salvage_store(&store, &to)?;
             for damage in &report.damage {
@@ -243,6 +313,21 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
 
 fn wait<T>(task: impl Future<Output = T>) -> io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task))
+}
+
+fn place<'a>(directory: Option<&'a Path>, config: Option<&'a PostgresConfig>) -> StorePlace<'a> {
+    // clap requires one of them.
+    config.map_or(StorePlace::Directory(directory.unwrap_or(Path::new(""))), StorePlace::Database)
+}
+
+/// Copies behind a progress bar, which a standard error that is no terminal does not get.
+async fn copy_with_bar(from: StorePlace<'_>, to: StorePlace<'_>, leaves_chains: bool) -> Result<Copied, CopyError> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let text = "{bar:30} {pos}/{len} rows written and compared, {per_sec}, {eta}";
+    bar.set_style(ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let copied = copy_store(from, to, leaves_chains, &mut |rows| bar.set_length(rows), &mut |rows| bar.inc(rows)).await;
+    bar.finish_and_clear();
+    copied
 }
 
 /// The database that a configuration names.
@@ -330,6 +415,9 @@ pub(crate) enum StoreCommandError {
         /// The number of places that were printed.
         places: usize,
     },
+    /// The store was not copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// The checkpoint can't be compared.
     #[error(transparent)]
     Checkpoint(#[from] SignedCheckpointError),

@@ -3,8 +3,16 @@
 use std::path::Path;
 
 use audit::chain::Checkpoint;
+use store::copy::{Copied, CopyError, CopySource, copy};
 use store::upkeep::{BackupReport, CheckReport, RestoreReport, SalvageReport, UpkeepError};
-use store_embedded::upkeep;
+use store_embedded::{
+    store_copy::{EmbeddedSource, EmbeddedTarget},
+    upkeep,
+};
+use store_postgres::{
+    PostgresConfig,
+    copy::{PostgresSource, PostgresTarget},
+};
 
 /// Reads every row of a store or backup, of a serving engine too, and reports the damage. With a checkpoint, the store must
 /// hold its entry. No byte of the store changes.
@@ -39,4 +47,50 @@ pub fn back_up_store(directory: &Path, target: &Path) -> Result<BackupReport, Up
 /// The directory is no backup or is damaged, or `target` is in use or can't be written.
 pub fn restore_store(backup: &Path, target: &Path) -> Result<RestoreReport, UpkeepError> {
     upkeep::restore(backup, target)
+}
+
+/// A store as the source or the target of a copy.
+#[derive(Clone, Copy)]
+pub enum StorePlace<'a> {
+    /// The directory of an embedded store.
+    Directory(&'a Path),
+    /// A database, with the name of the engine whose chain is copied.
+    Database(&'a PostgresConfig),
+}
+
+/// Copies a store whose engines have stopped, and compares each row. A copy that ended early is continued. `total` gets the number
+/// of rows to write and to compare, `progress` the number since its last call. `leaves_chains` leaves the chains of the other
+/// engines of a database.
+///
+/// # Errors
+/// See [`CopyError`]. The source is as it was.
+pub async fn copy_store(
+    from: StorePlace<'_>,
+    to: StorePlace<'_>,
+    leaves_chains: bool,
+    total: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
+) -> Result<Copied, CopyError> {
+    match from {
+        StorePlace::Directory(directory) => copy_from(EmbeddedSource::open(directory)?, to, total, progress).await,
+        StorePlace::Database(config) => {
+            copy_from(PostgresSource::open(config, leaves_chains).await?, to, total, progress).await
+        }
+    }
+}
+
+async fn copy_from(
+    mut source: impl CopySource,
+    to: StorePlace<'_>,
+    total: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
+) -> Result<Copied, CopyError> {
+    total(source.facts().rows.saturating_mul(2));
+    let user = format!("uid {}", rustix::process::getuid().as_raw());
+    match to {
+        StorePlace::Directory(target) => copy(&mut source, &mut EmbeddedTarget::new(target)?, &user, progress).await,
+        StorePlace::Database(config) => {
+            copy(&mut source, &mut PostgresTarget::open(config).await?, &user, progress).await
+        }
+    }
 }
