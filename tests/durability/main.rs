@@ -8,10 +8,14 @@
     reason = "a test that is surprised must fail"
 )]
 
+mod database_upkeep;
 mod disk_shim;
 mod kill;
 mod low_space;
 mod power_cut;
+#[path = "../../crates/store-postgres/tests/store/server.rs"]
+#[allow(dead_code, reason = "the tests of the store use the rest")]
+mod server;
 mod small_disk;
 mod store_failure;
 mod tries;

@@ -6,9 +6,9 @@ use store::{Store, StoreOpenError};
 use store_postgres::{Postgres, PostgresConfig, upkeep};
 
 pub use store_postgres::{
-    EngineChain, PostgresOpenError,
+    EngineChain, Migrated, PostgresOpenError,
     key_versions::{KINDS, RetireError, deregister, retire, retire_with_records},
-    upkeep::{DatabaseCheck, EngineReport, Migrated, check, engines, migrate},
+    upkeep::{DatabaseCheck, EngineReport, check, engines, migrate},
 };
 
 /// Opens the rows of a database and the chain of one engine to read them: no engine is registered, and changes are refused. The

@@ -56,7 +56,7 @@ pub struct CopyFacts {
 pub struct CopiedCard {
     /// The name of the card.
     pub card: CardKey,
-    /// The card.
+    /// The row of the card.
     pub state: Vec<u8>,
     /// The PIN record.
     pub pin: Option<Vec<u8>>,
@@ -119,7 +119,7 @@ pub enum Begun {
     At {
         /// The last card.
         card: Option<CardKey>,
-        /// The number of the last audit entry; the last archived one where there is none.
+        /// The number of the last audit entry; or of the last archived one.
         entry: u64,
     },
     /// The same copy was completed before, with this last entry.

@@ -273,7 +273,7 @@ async fn a_copy_that_ended_anywhere_is_continued_and_serves_no_engine_before() {
     assert_eq!((&first.0, &first.1), (&last.0, &last.1));
 }
 
-/// The connection is lost at each commit in turn, once before the server has it and once after.
+/// The connection is lost at each commit in turn, once before the server receives the commit, and once after.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_whose_commit_is_in_doubt_is_continued() {
     let (server, directory) = (Server::start(), tempfile::tempdir().unwrap());

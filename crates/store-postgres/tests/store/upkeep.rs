@@ -13,8 +13,8 @@ use store::conformance::{archived_event, card, engine_event, keyed, part_to};
 use store::upkeep::UpkeepError;
 use store::{ChangeError, Store, StoreError};
 use store_postgres::key_versions::deregister;
-use store_postgres::upkeep::{DatabaseCheck, Migrated, check, engines, migrate};
-use store_postgres::{EngineChain, Postgres, PostgresConfig, PostgresOpenError};
+use store_postgres::upkeep::{DatabaseCheck, check, engines, migrate};
+use store_postgres::{EngineChain, Migrated, Postgres, PostgresConfig, PostgresOpenError};
 
 /// Two engines, four cards with a PIN and one without, an open control, one kept for a retry, an archived part.
 async fn filled(server: &Server) -> [Arc<Postgres>; 2] {

@@ -1,0 +1,171 @@
+//! `pinseal store`, `audit` and `ceremony` over a PostgreSQL database: an embedded store is copied into the database and back,
+//! engines serve on each copy, damage is reported, and a storage key is retired while an engine runs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use super::server::Server;
+use support::{
+    ceremony::{ALL, Ceremony, ENOUGH},
+    engine_process::{EngineProcess, device},
+    rotation::watched,
+};
+
+fn pinseal(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs a command that must succeed. Returns its output.
+fn done(arguments: &[&str]) -> String {
+    let output = pinseal(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    said(&output)
+}
+
+/// Runs a command that must fail with this exit code. Returns its output.
+fn refused(code: i32, arguments: &[&str]) -> String {
+    let output = pinseal(arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
+    said(&output)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The section of an engine's configuration that names the server.
+fn section(server: &Server, engine: &str) -> String {
+    let port = server.port;
+    format!(
+        "[store.postgres]\nhosts = [\"127.0.0.1:{port}\"]\ndatabase = \"postgres\"\nuser = \"pinseal\"\nengine_name = {engine:?}"
+    )
+}
+
+fn config(directory: &Path, server: &Server, engine: &str) -> PathBuf {
+    let path = directory.join(format!("{engine}.toml"));
+    fs::write(&path, section(server, engine)).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_moves_to_a_database_and_back() {
+    let (server, directory) = (Server::start(), tempfile::tempdir().unwrap());
+    let device = device();
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut client = engine.client().await;
+    for number in 1..=3 {
+        client.set(&device, &format!("{}", 8_300 + number), &format!("48{number}7")).await.unwrap();
+    }
+    // An engine uses the store.
+    let (one, two) = (config(directory.path(), &server, "engine-1"), config(directory.path(), &server, "engine-2"));
+    let (store, back) = (directory.path().join("data/store"), directory.path().join("back"));
+    let copy = ["store", "copy", "--from-store", text(&store), "--to-config", text(&one)];
+    let in_use = refused(1, &copy);
+    assert!(in_use.contains("in use by another process"), "{in_use}");
+    assert_eq!(engine.terminate(), 0);
+
+    assert!(refused(1, &["store", "check", "--config", text(&one)]).contains("have version 0"));
+    assert!(done(&["store", "migrate", "--config", text(&one)]).contains("the tables are made, version 1"));
+    assert!(done(&["store", "migrate", "--config", text(&one)]).contains("have version 1 already"));
+    let copied = done(&copy);
+    assert!(copied.contains("compared: cards: 3, PINs: 3, controls kept for retries: 3"), "{copied}");
+    assert!(done(&copy).contains("the copy was complete before"));
+
+    let engine = EngineProcess::start(directory.path(), &section(&server, "engine-1"));
+    let other = tempfile::tempdir().unwrap();
+    let mut client = engine.client().await;
+    client.set(&device, "8304", "4847").await.unwrap();
+    assert_eq!(client.view(&device, "8301").await.unwrap(), "4817");
+    let checkpoint = directory.path().join("data/audit/checkpoint");
+    let whole = done(&["store", "check", "--config", text(&one), "--checkpoint", text(&checkpoint)]);
+    assert!(whole.contains("cards: 4, PINs: 4") && whole.contains("is whole"), "{whole}");
+    assert!(whole.contains("the database holds audit entry"), "{whole}");
+    let listed = done(&["store", "engines", "--config", text(&two)]);
+    assert!(listed.contains("engine-1: registered; last entry ") && listed.contains("ISO-4 1"), "{listed}");
+    let running = refused(1, &["store", "deregister", "--config", text(&two), "--engine", "engine-1"]);
+    assert!(running.contains("the engine engine-1 runs"), "{running}");
+    refused(1, &["store", "deregister", "--config", text(&two), "--engine", "engine-9"]);
+
+    // A second chain; both verify while the first engine serves.
+    assert!(done(&["audit", "verify", "--config", text(&two)]).contains("engine-1: the audit chain holds"));
+    let exported = done(&["audit", "export", "--config", text(&two), "--engine", "engine-1"]);
+    assert!(exported.contains("\"type\":\"store_restored\""), "{exported}");
+    let cards = other.path().join("cards");
+    let found = done(&["audit", "cards", "--config", text(&one), "--from", "1", "--to", text(&cards)]);
+    assert!(found.contains("on: 4"), "{found}");
+    let keep = done(&["audit", "verify", "--config", text(&one), "--engine", "engine-1"]);
+    let head = keep.rsplit_once("checkpoint ").unwrap().1.trim();
+    let expected = format!("engine-1={head}");
+    done(&["audit", "verify", "--config", text(&one), "--expect-of", &expected]);
+    let cut = format!("engine-1={}", head.replacen(|first: char| first.is_ascii_digit(), "9", 1));
+    refused(1, &["audit", "verify", "--config", text(&one), "--expect-of", &cut]);
+    let out = refused(1, &["store", "copy", "--from-config", text(&one), "--to-store", text(&back)]);
+    assert!(out.contains("engine-1 are registered"), "{out}");
+    assert_eq!(engine.terminate(), 0);
+
+    let admin = server.admin().await;
+    admin.execute("UPDATE cards SET generation = generation + 1 WHERE plastic_id = '8302'", &[]).await.unwrap();
+    let damaged = refused(3, &["store", "check", "--config", text(&one)]);
+    assert!(damaged.contains("damage: cards of ") && damaged.contains("places: 1"), "{damaged}");
+    let stopped = refused(1, &["store", "copy", "--from-config", text(&one), "--to-store", text(&back)]);
+    assert!(stopped.contains("is damaged") && !back.exists(), "{stopped}");
+    admin.execute("UPDATE cards SET generation = generation - 1 WHERE plastic_id = '8302'", &[]).await.unwrap();
+    let removed = directory.path().join("back.copying");
+    let copied = done(&["store", "copy", "--from-config", text(&one), "--to-store", text(&back)]);
+    assert!(copied.contains("cards: 4, PINs: 4") && !removed.exists(), "{copied}");
+    assert!(done(&["store", "check", "--store", text(&back)]).contains("is whole"));
+    let engine = EngineProcess::start(directory.path(), &format!("[store]\ndirectory = {back:?}"));
+    let mut client = engine.client().await;
+    assert_eq!(client.view(&device, "8304").await.unwrap(), "4847");
+    assert_eq!(engine.terminate(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_key_of_a_database_is_retired_while_its_engine_runs() {
+    let (server, ceremony) = (Server::start(), Ceremony::prepared());
+    let directory = ceremony.directory();
+    let device = device();
+    let section = section(&server, "engine-1");
+    let engine = EngineProcess::start(directory, &section);
+    let mut client = engine.client().await;
+    for number in 1..=3 {
+        client.set(&device, &format!("{}", 8_300 + number), &format!("48{number}7")).await.unwrap();
+    }
+    assert_eq!(engine.terminate(), 0);
+    ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+    ceremony.well("make", ENOUGH, &["storage"]);
+    ceremony.well("activate", ENOUGH, &["storage/2"]);
+    let records = ceremony.refused("retire", ENOUGH, &["storage/1"]);
+    assert!(records.contains("3 PIN records are under storage/1"), "{records}");
+
+    let engine = EngineProcess::start(directory, &section);
+    watched(&engine);
+    let admin = server.admin().await;
+    let retired = async || {
+        let row = admin.query_one("SELECT retired_versions FROM key_versions", &[]).await.unwrap();
+        row.get::<_, Vec<i32>>(0)
+    };
+    assert_eq!(retired().await, [0, 0, 0, 0]);
+    ceremony.well("retire", ENOUGH, &["storage/1"]);
+    assert_eq!(retired().await, [1, 1, 0, 0]);
+    let newest = ceremony.refused("retire", ENOUGH, &["storage/2"]);
+    assert!(newest.contains("is the newest active version"), "{newest}");
+    // Seal keys have no versions in the database: the engine is asked.
+    ceremony.well("make", ENOUGH, &["seal"]);
+    ceremony.well("activate", ENOUGH, &["seal/2"]);
+    let unasked = ceremony.refused("retire", ENOUGH, &["seal/1"]);
+    assert!(unasked.contains("the engines engine-1 may seal under seal/1"), "{unasked}");
+    assert_eq!(client_view(&engine, &device).await, "4817");
+    assert_eq!(engine.terminate(), 0);
+}
+
+async fn client_view(engine: &EngineProcess, device: &device::Device) -> String {
+    engine.client().await.view(device, "8301").await.unwrap()
+}
