@@ -9,6 +9,7 @@ use failover::{
     fault::{Fault, THREE, TWELVE},
     outage::{self, Away},
     run::Harness,
+    traffic::DEADLINE,
 };
 
 /// The stalls of the blind check.
@@ -71,5 +72,7 @@ fn shows_known_loss() -> bool {
 fn away(kind: Away) -> bool {
     let outage = outage::run(kind, AWAY, Path::new("away.jsonl"));
     print!("{outage}");
-    outage.is_right() && outage.back.iter().all(|back| *back <= BACK_MAX)
+    // Edge and engine answer within their deadlines.
+    let is_in_time = Duration::from_nanos(outage.run.longest_wait) < DEADLINE;
+    outage.is_right() && is_in_time && outage.back.iter().all(|back| *back <= BACK_MAX)
 }

@@ -18,7 +18,7 @@ use crate::{
     cluster::{Cluster, Patroni},
     deployment::{Deployment, LIFETIME_SECONDS, SIDES, TRIES},
     fault::{Fault, LATE_EFFECTS},
-    run_report::{RunReport, calls_by_kind, gaps},
+    run_report::{RunReport, calls_by_kind, gaps, longest_wait},
     traffic::Traffic,
 };
 
@@ -98,6 +98,7 @@ pub(crate) fn report(
     RunReport {
         calls: calls_by_kind(&history),
         gaps: gaps(&history),
+        longest_wait: longest_wait(&history),
         report: Report::new(&history, SearchOptions::default()),
         chains,
         unexpected: traffic.unexpected(),

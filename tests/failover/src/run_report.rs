@@ -21,6 +21,8 @@ pub struct RunReport {
     pub calls: BTreeMap<&'static str, Calls>,
     /// Each fault with the longest time without an acknowledged write from it to the next one.
     pub gaps: Vec<(Fault, Nanos)>,
+    /// The longest time that a client waited for a call that it gave up.
+    pub longest_wait: Nanos,
     /// The chain of each engine, with the number of its verified entries.
     pub chains: Vec<(String, Result<u64, String>)>,
     /// Answers that no run may have.
@@ -67,6 +69,13 @@ pub fn calls_by_kind(history: &History) -> BTreeMap<&'static str, Calls> {
     kinds
 }
 
+/// The longest time that a client waited for a call that it gave up.
+pub fn longest_wait(history: &History) -> Nanos {
+    let given_up =
+        history.calls.iter().filter(|call| matches!(call.end, End::GivenUp(_)) && call.ended_at < Nanos::MAX);
+    given_up.map(|call| call.ended_at - call.invoked_at).max().unwrap_or_default()
+}
+
 /// Each fault with the longest time without an acknowledged write between it and the next fault.
 pub fn gaps(history: &History) -> Vec<(Fault, Nanos)> {
     let answered = history.calls.iter().filter(|call| matches!(call.end, End::Answered(_)));
@@ -88,6 +97,7 @@ impl fmt::Display for RunReport {
         for (kind, Calls { acknowledged, refused, unknown }) in &self.calls {
             writeln!(f, "{kind:<20} {acknowledged:>12} {refused:>8} {unknown:>8}")?;
         }
+        writeln!(f, "the client of an unknown call waited {:.1} s at most", seconds(self.longest_wait))?;
         for (Fault { at, kind, node }, gap) in &self.gaps {
             let kind = format!("{kind:?}");
             let (at, gap) = (seconds(*at), seconds(*gap));

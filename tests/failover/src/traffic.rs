@@ -31,7 +31,7 @@ const SHARED_CARDS: u32 = CLIENTS / 2;
 /// RSA keys of devices. Clients share them: a key pair costs a tenth of a second.
 const DEVICES: usize = 8;
 /// How long a client waits for an answer: longer than edge and engine need to answer a call in every case.
-const DEADLINE: Duration = Duration::from_secs(11);
+pub const DEADLINE: Duration = Duration::from_secs(11);
 /// A side that acknowledges this many writes serves again.
 const WRITES_OF_SERVICE: u64 = 20;
 /// The longest pause of a client after a call that was given up, in milliseconds.
