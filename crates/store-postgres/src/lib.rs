@@ -45,6 +45,7 @@
 
 mod batch;
 mod connection;
+mod control_reads;
 pub mod copy;
 mod database_clock;
 pub mod key_versions;
@@ -77,11 +78,11 @@ use futures::future::join;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tokio_postgres::Row;
-use uuid::Uuid;
 
 use self::{
-    batch::{LoadedCard, card_of, number, with_account},
+    batch::{LoadedCard, card_of, number},
     connection::{Connection, QueryError, column},
+    control_reads::ControlReads,
     database_clock::{DatabaseClock, transaction_time},
     operator_chain::checkpoint,
     queue::Queue,
@@ -102,7 +103,7 @@ use domain::control::{Control, ControlId, ControlState, SealedTzpk};
 use domain::storage_key::MaxKeyVersions;
 use domain::time::UnixMillis;
 use domain::tries::Tries;
-use store::codec::{decode_card, decode_card_reference_key, decode_control, decode_pin};
+use store::codec::{decode_card_reference_key, decode_control, decode_pin};
 use store::{Answer, Change, FailureCause, Outcome, ReadEpoch, Store, StoreError, StoreState};
 
 pub use self::migration::Migrated;
@@ -121,6 +122,7 @@ struct Shared {
     queue: Queue,
     clock: DatabaseClock,
     reader: Arc<Reader>,
+    control_reads: Arc<ControlReads>,
     /// The last entry of the engine's chain, by an acknowledged commit.
     head: Mutex<Checkpoint>,
     /// The number of the last archived entry.
@@ -270,7 +272,8 @@ async fn begin(config: PostgresConfig, tls: Option<Tls>) -> Result<Writer, Postg
     let queue = Queue::new(config.waiting_changes_max, config.waits_for, config.place());
     let (head, archived) = (Mutex::new(session.head), AtomicU64::new(session.archived));
     let (max_keys, ended) = (watch::Sender::new(session.max_keys), watch::Sender::new(false));
-    let shared = Arc::new(Shared { queue, clock, reader, head, archived, max_keys, ended });
+    let control_reads = Arc::new(ControlReads::new(Arc::clone(&reader)));
+    let shared = Arc::new(Shared { queue, clock, reader, control_reads, head, archived, max_keys, ended });
     Ok(Writer { shared, config, tls, session, connection: Some(connection) })
 }
 
@@ -319,12 +322,8 @@ impl Store for Postgres {
 
     fn control(&self, id: ControlId) -> Answer<'_, Option<Control>> {
         Box::pin(async move {
-            let rows = self.query(sql::CONTROL, vec![value(Uuid::from_bytes(*id.as_bytes()))]).await?;
-            let Some(row) = rows.first() else { return Ok(None) };
-            let (control, card): (&[u8], Option<&[u8]>) =
-                (column(row, 0).map_err(unavailable)?, column(row, 3).map_err(unavailable)?);
-            let card = card.and_then(decode_card);
-            Ok(decode_control(control).map(|control| with_account(control, card.as_ref())))
+            self.shared.queue.check_reads()?;
+            self.shared.control_reads.read(id).await
         })
     }
 

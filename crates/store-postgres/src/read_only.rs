@@ -7,6 +7,7 @@ use tokio::{runtime::Handle, sync::watch};
 use super::{
     Postgres, PostgresConfig, PostgresOpenError, Shared,
     connection::{QueryError, column},
+    control_reads::ControlReads,
     database_clock::{DatabaseClock, transaction_time},
     key_versions::connect,
     migration,
@@ -43,7 +44,8 @@ impl Postgres {
         let reader = Arc::new(Reader::new(config.clone(), tls, Handle::current(), connection.host));
         let (head, archived) = (Mutex::new(head), AtomicU64::new(archived));
         let (max_keys, ended) = (watch::Sender::default(), watch::Sender::new(true));
-        let shared = Arc::new(Shared { queue, clock, reader, head, archived, max_keys, ended });
+        let control_reads = Arc::new(ControlReads::new(Arc::clone(&reader)));
+        let shared = Arc::new(Shared { queue, clock, reader, control_reads, head, archived, max_keys, ended });
         Ok(Self { shared, engine_name, thread: None, stop: None })
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Reader {
     config: PostgresConfig,
     tls: Option<Tls>,
     /// Drives the connection and the reads, whichever runtime a read comes from.
-    runtime: Handle,
+    pub(crate) runtime: Handle,
     /// How often the writer has connected. A connection that was opened before is replaced: its server may be deposed.
     writer_connections: AtomicUsize,
     /// The host that the writer found.
@@ -73,7 +73,12 @@ impl Reader {
         read.await.map_err(|error| QueryError::Lost(error.to_string()))?
     }
 
-    async fn read(&self, text: &'static str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, QueryError> {
+    /// The same, within [`Reader::runtime`].
+    pub(crate) async fn read(
+        &self,
+        text: &'static str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, QueryError> {
         let connection = self.connection().await?;
         let read = connection.query_text(text, values).await;
         if !matches!(read, Err(QueryError::Lost(_))) {

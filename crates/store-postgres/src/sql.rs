@@ -150,8 +150,8 @@ pub(crate) const AUDIT_SWEEP: &str = "DELETE FROM audit WHERE engine = $1 AND se
 // Reads. They only inform (R11): what they return may be what a failover takes away.
 pub(crate) const CARD: &str = "SELECT tenant, plastic_id, registered, generation, tries_reserved, tries_forgiven, state, pin, \
      pin_kind, pin_version FROM cards WHERE tenant = $1 AND plastic_id = $2";
-pub(crate) const CONTROL: &str = "SELECT k.state, k.phase, k.expires_at, c.state FROM controls AS k LEFT JOIN cards AS c \
-     ON c.tenant = k.tenant AND c.plastic_id = k.plastic_id WHERE k.id = $1";
+pub(crate) const CONTROLS: &str = "SELECT k.id, k.state, c.state FROM controls AS k LEFT JOIN cards AS c \
+     ON c.tenant = k.tenant AND c.plastic_id = k.plastic_id WHERE k.id = ANY ($1::uuid[])";
 pub(crate) const PINS: &str = "SELECT tenant, plastic_id, pin FROM cards WHERE pin IS NOT NULL \
      AND (tenant, plastic_id) > ($1, $2) ORDER BY tenant, plastic_id LIMIT $3";
 pub(crate) const LIVE_CONTROLS: &str = "SELECT state FROM controls WHERE phase = 1 AND expires_at > $1";
@@ -266,7 +266,7 @@ pub(crate) const COPIER: &[&str] = &[
 ];
 /// The statements of the reader.
 pub(crate) const READER: &[&str] =
-    &[CARD, CONTROL, PINS, LIVE_CONTROLS, HAS_CARDS, KEYS_IN_USE, AUDIT, ARCHIVED, CHAINS];
+    &[CARD, CONTROLS, PINS, LIVE_CONTROLS, HAS_CARDS, KEYS_IN_USE, AUDIT, ARCHIVED, CHAINS];
 
 #[cfg(test)]
 mod tests {

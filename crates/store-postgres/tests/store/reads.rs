@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::proxy::Proxy;
 use crate::server::{PATIENCE, Server, until};
 use crate::{as_store, open, verified_chain};
-use audit::entry::Body;
+use audit::entry::{Action, Body};
+use domain::control::ControlId;
 use store::conformance::pin_use::set_by_zone;
-use store::conformance::{card, engine_event, record};
+use store::conformance::{GENEROUS, card, card_event, control, engine_event, record};
 use store::{ReadEpoch, Store, StoreError};
 use store_postgres::{Postgres, PostgresConfig};
 
@@ -74,4 +75,42 @@ async fn a_read_before_a_reconnection_is_not_confirmed() {
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     confirm(store.read_epoch()).await.unwrap();
     assert_eq!(verified_chain(&store, "engine-1").await.len(), 1, "a confirmation has no entry");
+}
+
+/// More reads than one statement answers, twice each, and as many of unknown controls.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_reads_gets_its_own_control() {
+    let server = Server::start();
+    let store = open(&server.config("engine-1")).await;
+    let open_one =
+        |number| as_store(&store).open_control(control(card(number)), GENEROUS, card_event(Action::OpenControl));
+    let opened = futures::future::try_join_all((1..=300).map(open_one)).await.unwrap();
+    let unknown = |number: u64| ControlId::from_bytes([number as u8; 16]);
+    let read = async |id: ControlId| store.control(id).await.unwrap().map(|control| (control.id, control.card));
+    let reads =
+        opened.iter().enumerate().flat_map(|(number, control)| [control.id, unknown(number as u64), control.id]);
+    let found = futures::future::join_all(reads.map(read)).await;
+    for (control, found) in opened.iter().zip(found.chunks(3)) {
+        let expected = Some((control.id, control.card));
+        assert!(found == [expected, None, expected]);
+    }
+}
+
+/// A reading that fails answers its callers, and the next one begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_controls_end_with_a_lost_database_and_begin_again() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port);
+    let store = open(&server.config_at(proxy.port, "engine-1")).await;
+    let opened =
+        as_store(&store).open_control(control(card(1)), GENEROUS, card_event(Action::OpenControl)).await.unwrap();
+    let reads = || futures::future::join_all((0..50).map(|_| store.control(opened.id)));
+    assert!(reads().await.into_iter().all(|found| found.unwrap().is_some()));
+    proxy.down();
+    until("reads fail", async || reads().await.iter().all(Result::is_err).then_some(())).await;
+    proxy.up();
+    until("reads are answered", async || {
+        reads().await.into_iter().all(|found| matches!(found, Ok(Some(_)))).then_some(())
+    })
+    .await;
 }
