@@ -157,11 +157,16 @@ impl Session {
         Ok(is_committed)
     }
 
-    /// Ends the registration, so that the engine does not stand against a rotation and its name is free.
+    /// Ends the registration, so that the engine does not stand against a rotation and its name is free. Changes nothing where
+    /// another process has taken the name.
     pub(crate) async fn deregister(&self, connection: &Connection) -> Result<(), RegisterError> {
         connection.begin().await?;
         let mut versions = KeyVersions::lock(connection).await?;
-        connection.execute_text(sql::ENGINE_DEREGISTER, &[&self.engine, &self.incarnation, &Uuid::new_v4()]).await?;
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&self.engine, &self.incarnation, &Uuid::new_v4()];
+        if connection.execute_text(sql::ENGINE_DEREGISTER, &values).await? != 1 {
+            return Ok(connection.within(connection.send(sql::ROLLBACK)).await?);
+        }
         versions
             .engines
             .iter_mut()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::{Cut, Proxy};
+use crate::rotation::report;
 use crate::server::{Server, set_standby, until};
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
@@ -179,4 +180,24 @@ async fn a_deregistered_engine_that_runs_is_displaced() {
     let refused = set_by_zone(&*store, card(1), 1).await;
     assert!(matches!(refused, Err(ChangeError::Store(StoreError::Failed(_)))), "{refused:?}");
     assert_eq!(is_registered(&admin).await, Some(false));
+}
+
+/// The displaced process raises no key version that its successor lacks.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_close_of_a_displaced_engine_leaves_its_successor_in_the_rotation() {
+    let server = Server::start();
+    let config = PostgresConfig { lease: Duration::from_secs(600), ..server.config("engine-1") };
+    let old = open(&config).await;
+    let other = open(&server.config("engine-2")).await;
+    let admin = server.admin().await;
+    let expire = "UPDATE engines SET lease_until = clock_timestamp() - interval '1 second' WHERE name = 'engine-1'";
+    admin.batch_execute(expire).await.unwrap();
+    let twin = open(&config).await;
+    report(&*twin, 1).await.unwrap();
+    report(&*other, 2).await.unwrap();
+    old.close().await;
+    let row = admin.query_one("SELECT active_versions FROM key_versions", &[]).await.unwrap();
+    assert_eq!(row.get::<_, Vec<i32>>(0), [0, 1, 0, 0]);
+    assert_eq!(is_registered(&admin).await, Some(true));
+    set_by_zone(&*twin, card(1), 1).await.unwrap();
 }
