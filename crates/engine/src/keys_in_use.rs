@@ -9,8 +9,8 @@ use tokio::{sync::watch, time::sleep};
 use super::StartError;
 use crate::pin::Pins;
 use domain::{card::StoredPin, control::SealedTzpk, storage_key::MaxKeyVersions};
-use hsm_client::{KeyMismatch, succeeds};
-use store::{Store, StoreError};
+use hsm_client::{KeyMismatch, agrees, succeeds};
+use store::{StorageKeyError, Store, StoreError};
 
 /// The number of cards whose records are read at a time.
 const PAGE_CARDS: usize = 4_096;
@@ -46,6 +46,23 @@ pub(super) async fn check(store: &dyn Store, status: &hsm_protocol::Status) -> R
             Err(mismatch) => return Err(StartError::OtherKeys { store: store.place().to_owned(), mismatch }),
         }
     }
+}
+
+/// Compares the boundary's keys with those of the other engines on the store, also where the store has no data yet. Returns
+/// their lists, for the report of the keys.
+///
+/// # Errors
+/// [`StartError::OtherKeys`] where a key has another KCV there; [`StartError::NoKeyList`] for a list that can't be read; the
+/// errors of the store.
+pub(super) async fn compare(store: &dyn Store, status: &hsm_protocol::Status) -> Result<Vec<Box<[u8]>>, StartError> {
+    let lists = store.other_keys().await?;
+    for list in &lists {
+        let damaged = |_| StartError::NoKeyList { store: store.place().to_owned() };
+        let other = hsm_protocol::frame::read_key_list(list).map_err(damaged)?;
+        agrees(&other, status.keys())
+            .map_err(|mismatch| StartError::OtherKeys { store: store.place().to_owned(), mismatch })?;
+    }
+    Ok(lists)
 }
 
 /// The newest version of a usage that rotates, if it is newer than `than`.
@@ -100,10 +117,13 @@ pub(super) async fn follow(
                     put_into_use(&pins, &status, &in_use);
                     reported.send_replace(Arc::clone(&status));
                 }
-                // A database comes back.
-                Err(StoreError::Busy { .. } | StoreError::Unavailable(_) | StoreError::Unresolved { .. }) => {
-                    sleep(PAUSE).await;
-                }
+                // A database comes back, or another engine has reported its keys.
+                Err(StartError::Store(
+                    StoreError::Busy { .. }
+                    | StoreError::Unavailable(_)
+                    | StoreError::Unresolved { .. }
+                    | StoreError::StorageKeys(StorageKeyError::NotCompared),
+                )) => sleep(PAUSE).await,
                 Err(error) => return tracing::error!(%error, "the reloaded keys cannot be put into use"),
             }
         }

@@ -157,15 +157,17 @@ impl Engine {
             Arc::new(Pins::new(boundary, boundary_loss.clone(), store, Arc::clone(&rules), limits, references))
         };
         let mut pins = pins_of(boundary.for_thread(0), &references);
-        match pins.note_start(store.engine_name(), &status).await {
-            Err(StoreError::StorageKeys(StorageKeyError::OtherCardReferenceKey)) => {
-                // Another engine was the first on the same new database: its keys are those of the store.
-                keys_in_use::check(&*store, &status).await?;
-                references = store.card_reference_key().await?.unwrap_or(references);
-                pins = pins_of(boundary.for_thread(0), &references);
-                pins.note_start(store.engine_name(), &status).await?;
+        loop {
+            match pins.note_start(store.engine_name(), &status).await {
+                Err(StartError::Store(StoreError::StorageKeys(StorageKeyError::OtherCardReferenceKey))) => {
+                    // Another engine was the first on the same new database: its keys are those of the store.
+                    keys_in_use::check(&*store, &status).await?;
+                    references = store.card_reference_key().await?.unwrap_or(references);
+                    pins = pins_of(boundary.for_thread(0), &references);
+                }
+                Err(StartError::Store(StoreError::StorageKeys(StorageKeyError::NotCompared))) => {}
+                noted => break noted?,
             }
-            noted => noted?,
         }
         let pins_of_thread = |number| pins_of(boundary.for_thread(number), &references);
 

@@ -30,7 +30,7 @@ use hsm_protocol::{Error, Reply, Request, Status};
 use thiserror::Error as ThisError;
 use tokio::sync::watch;
 
-pub use self::succession::{KeyMismatch, succeeds};
+pub use self::succession::{KeyMismatch, agrees, succeeds};
 use self::{connection::Connection, process::Process};
 
 /// What a boundary does at its first start when the vault is missing. Later starts, and a boundary that runs apart, never

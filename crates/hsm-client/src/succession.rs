@@ -12,23 +12,31 @@ use thiserror::Error;
 /// # Errors
 /// [`KeyMismatch`] with the first key that breaks the rule.
 pub fn succeeds(before: &[KeyId], now: &[KeyId]) -> Result<(), KeyMismatch> {
-    let version_of = |keys: &[KeyId], wanted: &KeyId| keys.iter().find(|key| is_version(key, wanted)).cloned();
-    for used in before {
-        match version_of(now, used) {
-            Some(found) if found == *used => {}
-            Some(found) => {
-                return Err(KeyMismatch::Other { key: used.reference(), used: used.kcv, found: found.kcv });
-            }
-            None if before.iter().any(|key| key.usage == used.usage && key.version > used.version) => {}
-            None => return Err(KeyMismatch::Missing { key: used.clone() }),
-        }
+    let has_version = |keys: &[KeyId], wanted: &KeyId| keys.iter().any(|key| is_version(key, wanted));
+    agrees(before, now)?;
+    let is_newest = |used: &KeyId| !before.iter().any(|key| key.usage == used.usage && key.version > used.version);
+    if let Some(missing) = before.iter().find(|used| is_newest(used) && !has_version(now, used)) {
+        return Err(KeyMismatch::Missing { key: missing.clone() });
     }
     let known = |key: &KeyId| {
         let rotated = key.usage.rotates() && before.iter().any(|used| used.usage == key.usage);
-        rotated || version_of(before, key).is_some()
+        rotated || has_version(before, key)
     };
     let unknown = now.iter().find(|key| !known(key));
     unknown.map_or(Ok(()), |key| Err(KeyMismatch::Unknown { key: key.clone() }))
+}
+
+/// Checks that two engines may use one store: a key in both lists has the same KCV.
+///
+/// # Errors
+/// [`KeyMismatch::Other`] with the first key that differs.
+pub fn agrees(other: &[KeyId], own: &[KeyId]) -> Result<(), KeyMismatch> {
+    for used in other {
+        if let Some(found) = own.iter().find(|key| is_version(key, used) && **key != *used) {
+            return Err(KeyMismatch::Other { key: used.reference(), used: used.kcv, found: found.kcv });
+        }
+    }
+    Ok(())
 }
 
 fn is_version(key: &KeyId, wanted: &KeyId) -> bool {

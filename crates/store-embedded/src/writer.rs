@@ -36,7 +36,7 @@ use store::codec::{
     PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
 };
 use store::rows::{Rows, make_change};
-use store::{Change, FailureCause, KeysAtStart, StoreError};
+use store::{Change, FailureCause, KeysAtStart, ReportedKeys, StoreError};
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
@@ -396,15 +396,10 @@ impl Rows for Batch<'_> {
         }
     }
 
-    fn put_keys_in_use(
-        &mut self,
-        keys: &[u8],
-        min: MinKeyVersions,
-        start: Option<&KeysAtStart>,
-    ) -> Result<(), StoreError> {
-        *self.min = min;
-        self.write.insert(&self.shared.meta, KEYS_KEY, keys);
-        self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
+    fn put_keys_in_use(&mut self, keys: &ReportedKeys, start: Option<&KeysAtStart>) -> Result<(), StoreError> {
+        *self.min = keys.min;
+        self.write.insert(&self.shared.meta, KEYS_KEY, &*keys.list);
+        self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&keys.min));
         if let Some(start) = start {
             self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, start.card_reference_key.as_bytes());
         }

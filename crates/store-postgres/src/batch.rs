@@ -18,13 +18,13 @@ use audit::{
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, ControlState};
 use domain::rules::{CardState, follow_account};
-use domain::storage_key::{KeyWindow, MinKeyVersions};
+use domain::storage_key::KeyWindow;
 use domain::time::UnixMillis;
 use store::codec::{
     PinRow, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin, kind_code,
 };
 use store::rows::{Rows, make_change};
-use store::{Change, KeysAtStart, StorageKeyError, StoreError};
+use store::{Change, KeysAtStart, ReportedKeys, StorageKeyError, StoreError};
 
 use super::queue::{Command, Reply};
 
@@ -75,7 +75,7 @@ impl Needs {
             | Change::ReplaceAccount { card, .. } => {
                 self.cards.insert(*card);
             }
-            Change::SetKeysInUse { min, .. } => self.keys = Some(min_of(min)),
+            Change::SetKeysInUse { keys, .. } => self.keys = Some(min_of(&keys.min)),
             Change::RemoveArchived(part) => self.archived.extend(i64::try_from(part.end().sequence)),
             Change::ConfirmReads | Change::RecordEvent | Change::RecordAccess => {}
         }
@@ -185,6 +185,8 @@ pub(crate) struct Loaded {
     /// Rows of [`super::sql::UNREGISTERED`].
     pub(crate) unregistered: Vec<Row>,
     pub(crate) keys: Option<KeyVersions>,
+    /// The lists of keys of the other engines that have started.
+    pub(crate) other_keys: Vec<Vec<u8>>,
     /// Whether a record is under a newer key than the engine reports.
     pub(crate) has_record_above: bool,
     /// Rows of [`super::sql::AUDIT_HASHES`].
@@ -206,6 +208,7 @@ pub(crate) struct Batch {
     /// What the transaction adds to the number of unregistered cards.
     pub(crate) added: BTreeMap<Tenant, i64>,
     keys: Option<KeyVersions>,
+    other_keys: Vec<Vec<u8>>,
     has_record_above: bool,
     pub(crate) report: Option<KeyReport>,
     /// The event of an activation by the present change.
@@ -239,8 +242,8 @@ impl Batch {
         loaded: Loaded,
         may_be_unlocked: bool,
     ) -> Result<Result<Self, Unlocked>, QueryError> {
-        let Loaded { now, head, window, cards, controls, unregistered, keys, has_record_above, archived, archived_end } =
-            loaded;
+        let Loaded { now, head, window, cards, controls, unregistered, archived, archived_end, .. } = loaded;
+        let Loaded { keys, other_keys, has_record_above, .. } = loaded;
         let mut batch = Self {
             engine: engine.to_owned(),
             now: millis(now),
@@ -251,6 +254,7 @@ impl Batch {
             unregistered: HashMap::new(),
             added: BTreeMap::new(),
             keys,
+            other_keys,
             has_record_above,
             report: None,
             activation: None,
@@ -445,12 +449,7 @@ impl Rows for Batch {
     /// A control has the account number of its card's row: see [`with_account`].
     fn controls_follow(&mut self, _: &CardKey, _: Option<&RegisteredAccount>) {}
 
-    fn put_keys_in_use(
-        &mut self,
-        keys: &[u8],
-        min: MinKeyVersions,
-        start: Option<&KeysAtStart>,
-    ) -> Result<(), StoreError> {
+    fn put_keys_in_use(&mut self, keys: &ReportedKeys, start: Option<&KeysAtStart>) -> Result<(), StoreError> {
         let versions = match &self.report {
             Some(report) => Some(&report.versions),
             None => self.keys.as_ref(),
@@ -462,10 +461,13 @@ impl Rows for Batch {
         if stored.is_some() && given.is_some() && stored != given {
             return Err(StorageKeyError::OtherCardReferenceKey.into());
         }
+        if self.other_keys.iter().any(|list| !keys.compared.iter().any(|compared| **compared == **list)) {
+            return Err(StorageKeyError::NotCompared.into());
+        }
         if self.has_record_above {
             return Err(StorageKeyError::RecordAbove.into());
         }
-        let newest = min_of(&min);
+        let newest = min_of(&keys.min);
         start.map_or(Ok(()), |start| versions.check_oldest(min_of(&start.oldest)))?;
         let before = versions.clone();
         versions.report(&self.engine, newest)?;
@@ -475,7 +477,7 @@ impl Rows for Batch {
         if let Ok(window) = super::key_versions::window_of(&min, &max) {
             self.window = window;
         }
-        self.report = Some(KeyReport { keys: keys.to_vec(), card_reference_key: given, newest, versions });
+        self.report = Some(KeyReport { keys: keys.list.to_vec(), card_reference_key: given, newest, versions });
         Ok(())
     }
 

@@ -371,6 +371,14 @@ impl Store for Postgres {
         })
     }
 
+    fn other_keys(&self) -> Answer<'_, Vec<Box<[u8]>>> {
+        Box::pin(async {
+            let rows = self.query(sql::OTHER_KEYS, vec![value(self.engine_name.to_string())]).await?;
+            let list = |row| Ok(column::<&[u8]>(row, 0).map_err(unavailable)?.into());
+            rows.iter().map(list).collect()
+        })
+    }
+
     fn card_reference_key(&self) -> Answer<'_, Option<CardReferenceKey>> {
         Box::pin(async {
             let rows = self.query(sql::KEYS_IN_USE, vec![value(self.engine_name.to_string())]).await?;

@@ -48,8 +48,8 @@ pub(crate) const ENGINE_ATTEMPT: &str = "SELECT sequence, head, EXISTS (SELECT 1
 pub(crate) const KEY_VERSIONS_LOCK: &str = "SELECT keys, card_reference_key, min_versions, active_versions, retired_versions \
      FROM key_versions WHERE id = 1 FOR UPDATE";
 /// R2, R10: under the lock of the key versions, every engine's row.
-pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head \
-     FROM engines ORDER BY name FOR UPDATE";
+pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head, \
+     keys FROM engines ORDER BY name FOR UPDATE";
 /// R2: compare-and-set on the incarnation, after the lease has expired; $6 for an incarnation of this very process.
 pub(crate) const ENGINE_REGISTER: &str = "UPDATE engines SET incarnation = $3, session = $4, registered = true, \
      newest_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second', schema_version = $7 \
@@ -158,6 +158,10 @@ pub(crate) const LIVE_CONTROLS: &str = "SELECT state FROM controls WHERE phase =
 pub(crate) const HAS_CARDS: &str = "SELECT EXISTS (SELECT 1 FROM cards)";
 pub(crate) const KEYS_IN_USE: &str = "SELECT COALESCE((SELECT keys FROM engines WHERE name = $1), keys), card_reference_key \
      FROM key_versions WHERE id = 1";
+/// The lists of the other engines that have started, and the last list of all where there is data.
+pub(crate) const OTHER_KEYS: &str = "SELECT keys FROM engines WHERE name <> $1 AND registered AND keys IS NOT NULL \
+     AND newest_versions IS NOT NULL \
+     UNION SELECT keys FROM key_versions WHERE keys IS NOT NULL AND EXISTS (SELECT 1 FROM cards)";
 pub(crate) const AUDIT: &str =
     "SELECT entry FROM audit WHERE engine = $1 AND sequence >= $2 ORDER BY sequence LIMIT $3";
 pub(crate) const ARCHIVED: &str = "SELECT archived FROM engines WHERE name = $1";
@@ -266,7 +270,7 @@ pub(crate) const COPIER: &[&str] = &[
 ];
 /// The statements of the reader.
 pub(crate) const READER: &[&str] =
-    &[CARD, CONTROLS, PINS, LIVE_CONTROLS, HAS_CARDS, KEYS_IN_USE, AUDIT, ARCHIVED, CHAINS];
+    &[CARD, CONTROLS, PINS, LIVE_CONTROLS, HAS_CARDS, KEYS_IN_USE, OTHER_KEYS, AUDIT, ARCHIVED, CHAINS];
 
 #[cfg(test)]
 mod tests {

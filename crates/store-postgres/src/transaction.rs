@@ -173,10 +173,24 @@ async fn load(
         controls,
         unregistered,
         keys,
+        other_keys: other_keys(&engines, &session.engine)?,
         has_record_above,
         archived,
         archived_end: session.archived,
     })
+}
+
+/// The lists of keys of the other engines that have started, from rows of [`sql::ENGINES_LOCK`].
+fn other_keys(engines: &[Row], own: &str) -> Result<Vec<Vec<u8>>, QueryError> {
+    let mut lists = Vec::new();
+    for row in engines {
+        let (name, registered): (&str, bool) = (column(row, 0)?, column(row, 2)?);
+        let has_reported = column::<Option<Vec<i32>>>(row, 3)?.is_some();
+        if name != own && registered && has_reported {
+            lists.extend(column::<Option<Vec<u8>>>(row, 7)?);
+        }
+    }
+    Ok(lists)
 }
 
 /// R2: records that this engine can't open: one engine alone may write under a version before it reports it.

@@ -40,7 +40,7 @@ use self::pin_use::{
     an_account_number_is_replaced_with_its_record, no_change_writes_a_record_under_an_older_storage_key,
     racing_calls_have_no_more_tries_than_the_limit,
 };
-use crate::{ChangeError, KeysAtStart, Store, StoreError};
+use crate::{ChangeError, KeysAtStart, ReportedKeys, Store, StoreError};
 use audit::{
     archive::ArchivedPart,
     card_reference::{CardReference, CardReferenceKey},
@@ -476,10 +476,15 @@ async fn a_control_follows_the_account_number_of_its_card(store: &dyn Store) {
     assert_eq!(store.pin(&card(1)).await.unwrap().unwrap().account, account(2));
 }
 
+/// The report of an engine that has compared its keys with no other's.
+pub fn reported(list: &[u8], min: MinKeyVersions) -> ReportedKeys {
+    ReportedKeys { list: list.into(), min, ..ReportedKeys::default() }
+}
+
 async fn a_record_under_an_older_storage_key_is_superseded(store: &dyn Store) {
     let opened = keyed(store, card(1)).await;
     let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
-    store.set_keys_in_use([].into(), min, engine_event(Body::KeysReloaded)).await.unwrap();
+    store.set_keys_in_use(reported(&[], min), engine_event(Body::KeysReloaded)).await.unwrap();
     assert!(is_superseded(&set(store, opened.id, 1).await));
     assert!(store.pin(&card(1)).await.unwrap().is_none());
     set(store, opened.id, 2).await.unwrap();
@@ -699,9 +704,9 @@ async fn a_restart_keeps_the_keys_in_use_and_their_minimum_versions(open: impl A
     assert!(store.card_reference_key().await.unwrap().is_none());
     let references = CardReferenceKey::random();
     let start = KeysAtStart { card_reference_key: references.clone(), oldest: MinKeyVersions::default() };
-    store.set_keys_at_start([1].into(), MinKeyVersions::default(), start, started).await.unwrap();
+    store.set_keys_at_start(reported(&[1], MinKeyVersions::default()), start, started).await.unwrap();
     let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
-    store.set_keys_in_use([2, 3].into(), min, engine_event(Body::KeysReloaded)).await.unwrap();
+    store.set_keys_in_use(reported(&[2, 3], min), engine_event(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&*store, card(1)).await;
     assert!(store.needs_keys().await.unwrap(), "a card may have an account number");
     close(store).await;

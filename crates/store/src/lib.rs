@@ -100,6 +100,12 @@ pub trait Store: Send + Sync + 'static {
     /// The list of keys of the last [`Change::SetKeysInUse`]; `None` where no engine has started on the store.
     fn keys_in_use(&self) -> Answer<'_, Option<Vec<u8>>>;
 
+    /// The lists of keys of the other engines on the store that have started, and the last list of all where the store has
+    /// data. A key of this engine that is in such a list too must be the same key. A store of one engine has none.
+    fn other_keys(&self) -> Answer<'_, Vec<Box<[u8]>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     /// The key of the card references in the audit events of this store; `None` where no engine has started on the store.
     fn card_reference_key(&self) -> Answer<'_, Option<CardReferenceKey>>;
 
@@ -292,10 +298,8 @@ pub enum Change {
     /// and [`Store::max_key_versions`] admits the keys, no record under an older key is written any more, and
     /// [`Store::scan_pins`] finds every earlier one. Until then another engine on the store lacks the keys.
     SetKeysInUse {
-        /// The list, opaque here.
-        keys: Box<[u8]>,
-        /// The minimum key versions of records that later changes write.
-        min: MinKeyVersions,
+        /// The keys.
+        keys: Box<ReportedKeys>,
         /// For the start of an engine.
         start: Option<Box<KeysAtStart>>,
     },
@@ -312,7 +316,18 @@ pub enum Change {
     RecordAccess,
 }
 
-/// What an engine that starts says of its keys beside their newest versions.
+/// The keys that an engine reports.
+#[derive(Clone, Default)]
+pub struct ReportedKeys {
+    /// The list, opaque here.
+    pub list: Box<[u8]>,
+    /// The minimum key versions of records that later changes write.
+    pub min: MinKeyVersions,
+    /// The lists of [`Store::other_keys`] that the engine has compared with its own.
+    pub compared: Vec<Box<[u8]>>,
+}
+
+/// What an engine that starts says of its keys beside those that it reports.
 #[derive(Clone)]
 pub struct KeysAtStart {
     /// The key of the card references.
@@ -659,8 +674,8 @@ impl dyn Store + '_ {
     ///
     /// # Errors
     /// An error of the store.
-    pub async fn set_keys_in_use(&self, keys: Box<[u8]>, min: MinKeyVersions, event: Event) -> Result<(), StoreError> {
-        self.apply(Change::SetKeysInUse { keys, min, start: None }, event, None).await.map(drop)
+    pub async fn set_keys_in_use(&self, keys: ReportedKeys, event: Event) -> Result<(), StoreError> {
+        self.apply(Change::SetKeysInUse { keys: keys.into(), start: None }, event, None).await.map(drop)
     }
 
     /// [`Change::SetKeysInUse`] of an engine that starts.
@@ -669,12 +684,11 @@ impl dyn Store + '_ {
     /// An error of the store.
     pub async fn set_keys_at_start(
         &self,
-        keys: Box<[u8]>,
-        min: MinKeyVersions,
+        keys: ReportedKeys,
         start: KeysAtStart,
         event: Event,
     ) -> Result<(), StoreError> {
-        self.apply(Change::SetKeysInUse { keys, min, start: Some(start.into()) }, event, None).await.map(drop)
+        self.apply(Change::SetKeysInUse { keys: keys.into(), start: Some(start.into()) }, event, None).await.map(drop)
     }
 
     /// [`Change::RemoveArchived`].
@@ -881,6 +895,9 @@ pub enum StorageKeyError {
     /// Another engine stored another key of the card references, at the same time.
     #[error("another engine has stored the key of the card references at the same time: start this engine again")]
     OtherCardReferenceKey,
+    /// Another engine reported keys after [`Store::other_keys`] was read.
+    #[error("another engine has reported its keys at the same time: compare with them, then report again")]
+    NotCompared,
 }
 
 /// Why a change was not made.

@@ -2,13 +2,13 @@
 //! are the rules of a store that several engines share; the embedded store keeps them by its one writer.
 
 use crate::codec::PinRow;
-use crate::{Change, ChangeError, ControlUse, KeysAtStart, Outcome, StoreError, ZoneSet};
+use crate::{Change, ChangeError, ControlUse, KeysAtStart, Outcome, ReportedKeys, StoreError, ZoneSet};
 use audit::archive::ArchivedPart;
 use domain::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Transition};
 use domain::pin_rules::{self, SettledChange, TransferCard};
 use domain::rules::{self, Admission, Advanced, CardState, FoundCard, Registered, UnknownCards};
-use domain::storage_key::{KeyWindow, MinKeyVersions};
+use domain::storage_key::KeyWindow;
 use domain::time::UnixMillis;
 use domain::tries::{ChangeVerdict, Compared, Verdict};
 
@@ -66,12 +66,7 @@ pub trait Rows {
     ///
     /// # Errors
     /// The store refuses the keys.
-    fn put_keys_in_use(
-        &mut self,
-        keys: &[u8],
-        min: MinKeyVersions,
-        start: Option<&KeysAtStart>,
-    ) -> Result<(), StoreError>;
+    fn put_keys_in_use(&mut self, keys: &ReportedKeys, start: Option<&KeysAtStart>) -> Result<(), StoreError>;
 
     /// Removes the entries of an archived part.
     ///
@@ -126,8 +121,8 @@ impl<R: Rows> Changing<'_, R> {
             }
             Change::ReplaceAccount { card, account, pin } => self.replace_account(card, account, pin),
             Change::TransferPin { from, before, to, pin } => self.transfer(from, &before, to, &pin),
-            Change::SetKeysInUse { keys, min, start } => {
-                self.0.put_keys_in_use(&keys, min, start.as_deref())?;
+            Change::SetKeysInUse { keys, start } => {
+                self.0.put_keys_in_use(&keys, start.as_deref())?;
                 Ok(Outcome::Done)
             }
             Change::RemoveArchived(part) => {

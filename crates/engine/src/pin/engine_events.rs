@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Pins;
+use crate::{StartError, keys_in_use};
 use audit::archive::ArchivedPart;
 use audit::entry::{ArchivedSegment, Body, Event, Outcome};
 use domain::caller::Caller;
@@ -10,7 +11,7 @@ use domain::card::Tenant;
 use domain::request_id::RequestId;
 use domain::storage_key::MinKeyVersions;
 use hsm_protocol::{SealedKey, StorageVersions};
-use store::{KeysAtStart, StoreError};
+use store::{KeysAtStart, ReportedKeys, StoreError};
 
 impl Pins {
     /// Records the end of a rotation: the number of checked PIN records, and of those that did not open.
@@ -25,30 +26,29 @@ impl Pins {
     /// this returns, the store holds every earlier record, for a rotation to find.
     ///
     /// # Errors
-    /// [`StoreError`]: the store failed.
-    pub async fn reject_older_keys(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
-        let keys = hsm_protocol::frame::write_key_list(status.keys());
-        self.store
-            .set_keys_in_use(keys.into(), key_versions(status.storage), self.engine_event(Body::KeysReloaded))
-            .await
+    /// [`StartError::OtherKeys`]: another engine on the store has other keys. [`StoreError`]: the store failed.
+    pub(crate) async fn reject_older_keys(&self, status: &hsm_protocol::Status) -> Result<(), StartError> {
+        let keys = self.compared(status).await?;
+        Ok(self.store.set_keys_in_use(keys, self.engine_event(Body::KeysReloaded)).await?)
+    }
+
+    /// The report of the keys of `status`, which agree with those of the other engines on the store.
+    async fn compared(&self, status: &hsm_protocol::Status) -> Result<ReportedKeys, StartError> {
+        let list = hsm_protocol::frame::write_key_list(status.keys()).into();
+        let compared = keys_in_use::compare(&*self.store, status).await?;
+        Ok(ReportedKeys { list, min: key_versions(status.storage), compared })
     }
 
     /// Records that the engine of this name starts to serve, with the keys of `status`.
     ///
     /// # Errors
-    /// [`StoreError`]: the store failed.
-    pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
-        let keys = hsm_protocol::frame::write_key_list(status.keys());
+    /// [`StartError::OtherKeys`]: another engine on the store has other keys. [`StoreError`]: the store failed.
+    pub(crate) async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StartError> {
+        let keys = self.compared(status).await?;
         let oldest = key_versions(status.oldest_storage());
         let start = KeysAtStart { card_reference_key: self.references.clone(), oldest };
-        self.store
-            .set_keys_at_start(
-                keys.into(),
-                key_versions(status.storage),
-                start,
-                self.engine_event(Body::EngineStarted { engine: engine.into() }),
-            )
-            .await
+        let event = self.engine_event(Body::EngineStarted { engine: engine.into() });
+        Ok(self.store.set_keys_at_start(keys, start, event).await?)
     }
 
     /// Records an event of the engine itself.

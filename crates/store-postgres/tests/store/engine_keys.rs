@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use engine::{Engine, EngineConfig};
+use engine::{Engine, EngineConfig, ReloadError, StartError};
 use hsm::{AbsentVault, Config, Hsm, KeyAlgorithm, KeyStore, KeyUsage, Keys, Unlock, Vault, Wanted};
 use hsm_client::{AbsentKeys, Answer, Boundary, BoundaryError, OpenBoundary};
 use hsm_protocol::{Error, PinRecord, Reply, Request, Status};
@@ -14,6 +14,7 @@ use proto::{
     card_service_client::CardServiceClient, key_service_client::KeyServiceClient, pin_service_client::PinServiceClient,
 };
 use store::Store;
+use store_postgres::Postgres;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -90,11 +91,14 @@ struct Started {
     channel: Channel,
 }
 
-async fn start(server: &Server, directory: &Path, name: &str) -> Started {
-    let mut config = EngineConfig::embedded(&directory.join(name)).unwrap();
+async fn try_start(store: Arc<Postgres>, directory: &Path) -> Result<Engine, StartError> {
+    let mut config = EngineConfig::embedded(&directory.join(&**store.engine_name())).unwrap();
     config.listen = "127.0.0.1:0".parse().unwrap();
-    let store = open(&server.config(name)).await;
-    let engine = Engine::start(config, store, Box::new(Opener(directory.to_owned()))).await.unwrap();
+    Engine::start(config, store, Box::new(Opener(directory.to_owned()))).await
+}
+
+async fn start(server: &Server, directory: &Path, name: &str) -> Started {
+    let engine = try_start(open(&server.config(name)).await, directory).await.unwrap();
     let channel = net::connect::channel(&engine.address().into(), None).unwrap();
     Started { engine, channel }
 }
@@ -128,6 +132,14 @@ async fn version_of(store: &dyn Store, plastic_id: &str) -> u16 {
     PinRecord::from_bytes(&pin.record).unwrap().storage_key().0
 }
 
+/// Adds version 2 of the storage key to a vault.
+fn add_key(directory: &Path) {
+    let mut keys = KeyStore::open(vault(directory), &Wanted::default(), 2).unwrap();
+    keys.make(KeyUsage::Storage, KeyAlgorithm::Aes256, 2).unwrap();
+    keys.activate(&KeyUsage::Storage, 2, 2).unwrap();
+    keys.commit([0; 32]).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_with_a_newer_key_serves_under_the_key_of_all() {
     let (server, directory) = (Server::start(), tempfile::tempdir().unwrap());
@@ -137,11 +149,7 @@ async fn an_engine_with_a_newer_key_serves_under_the_key_of_all() {
     one.set("1001").await;
 
     // A ceremony adds a key. Engine 1 reloads it, and starts again with it.
-    let mut keys = KeyStore::open(vault(directory.path()), &Wanted::default(), 2).unwrap();
-    keys.make(KeyUsage::Storage, KeyAlgorithm::Aes256, 2).unwrap();
-    keys.activate(&KeyUsage::Storage, 2, 2).unwrap();
-    keys.commit([0; 32]).unwrap();
-    drop(keys);
+    add_key(directory.path());
     one.engine.reload_keys().await.unwrap();
     one.set("1002").await;
     until("the rotation waits for engine 2", async || (one.rotation().await == RotationState::Waiting).then_some(()))
@@ -168,4 +176,64 @@ async fn an_engine_with_a_newer_key_serves_under_the_key_of_all() {
     one.engine.stop().await.unwrap();
     two.engine.stop().await.unwrap();
     verified_chain(&observer, "engine-1").await;
+}
+
+/// Neither at its first start nor at a later one, with or without cards.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_with_the_keys_of_another_vault_does_not_start() {
+    let (server, [one_vault, two_vault]) = (Server::start(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let one = start(&server, one_vault.path(), "engine-1").await;
+    for has_cards in [false, true] {
+        let refused = try_start(open(&server.config("engine-2")).await, two_vault.path()).await.err().unwrap();
+        assert!(matches!(refused, StartError::OtherKeys { .. }), "{has_cards}: {refused}");
+        one.set("1001").await;
+    }
+    start(&server, one_vault.path(), "engine-3").await.engine.stop().await.unwrap();
+    one.engine.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_vaults_that_start_at_once_one_serves() {
+    let (server, vaults) = (Server::start(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let [one, two] = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    let admin = server.admin().await;
+    admin.batch_execute("BEGIN; SELECT 1 FROM key_versions FOR UPDATE").await.unwrap();
+    let release = async {
+        let watcher = server.admin().await;
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%key_versions%'";
+        until("both report their keys", async || {
+            (watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 2).then_some(())
+        })
+        .await;
+        admin.batch_execute("COMMIT").await.unwrap();
+    };
+    let (one, two, ()) = tokio::join!(try_start(one, vaults[0].path()), try_start(two, vaults[1].path()), release);
+    let (served, refused): (Vec<_>, Vec<_>) = [one, two].into_iter().partition(Result::is_ok);
+    assert!(matches!(refused[..], [Err(StartError::OtherKeys { .. })]));
+    for engine in served {
+        engine.unwrap().stop().await.unwrap();
+    }
+}
+
+/// Two ceremonies at copies of one vault make two keys with one version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reloaded_key_that_differs_from_that_of_another_engine_is_not_used() {
+    let (server, [one_vault, two_vault]) = (Server::start(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let observer = open(&server.config("observer")).await;
+    drop(open_vault(one_vault.path()));
+    for file in ["vault", "vault.key"] {
+        std::fs::copy(one_vault.path().join(file), two_vault.path().join(file)).unwrap();
+    }
+    let one = start(&server, one_vault.path(), "engine-1").await;
+    let two = start(&server, two_vault.path(), "engine-2").await;
+    add_key(one_vault.path());
+    add_key(two_vault.path());
+    one.engine.reload_keys().await.unwrap();
+    let refused = two.engine.reload_keys().await;
+    assert!(matches!(refused, Err(ReloadError::NotUsed)), "{refused:?}");
+    one.set("1001").await;
+    assert_eq!(version_of(&*observer, "1001").await, 1);
+    one.engine.stop().await.unwrap();
+    two.engine.stop().await.unwrap();
 }

@@ -8,8 +8,8 @@ use domain::card::StoredPin;
 use domain::control::{Denied, RetryTag};
 use domain::rules::UnknownCards;
 use domain::storage_key::{MinKeyVersions, StorageKeyKind};
-use store::conformance::{card, card_event, engine_event, record, reencrypted};
-use store::{ChangeError, KeysAtStart, StorageKeyError, Store, StoreError};
+use store::conformance::{card, card_event, engine_event, record, reencrypted, reported};
+use store::{ChangeError, KeysAtStart, ReportedKeys, StorageKeyError, Store, StoreError};
 use store_postgres::OPERATOR;
 use store_postgres::key_versions::{RetireError, deregister, retire};
 
@@ -17,7 +17,8 @@ const KIND: StorageKeyKind = StorageKeyKind::Iso4;
 
 pub(crate) async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
     let min = MinKeyVersions { iso_4, ..MinKeyVersions::default() };
-    store.set_keys_in_use([1].into(), min, engine_event(Body::KeysReloaded)).await
+    let keys = ReportedKeys { compared: store.other_keys().await.unwrap(), ..reported(&[1], min) };
+    store.set_keys_in_use(keys, engine_event(Body::KeysReloaded)).await
 }
 
 /// Starts an engine with the versions from `oldest` to 2.
@@ -25,7 +26,8 @@ async fn start(store: &dyn Store, oldest: u16) -> Result<(), StoreError> {
     let versions = |iso_4| MinKeyVersions { iso_4, ..MinKeyVersions::default() };
     let card_reference_key = store.card_reference_key().await.unwrap().unwrap_or_else(CardReferenceKey::random);
     let start = KeysAtStart { card_reference_key, oldest: versions(oldest) };
-    store.set_keys_at_start([1].into(), versions(2), start, engine_event(Body::KeysReloaded)).await
+    let keys = ReportedKeys { compared: store.other_keys().await.unwrap(), ..reported(&[1], versions(2)) };
+    store.set_keys_at_start(keys, start, engine_event(Body::KeysReloaded)).await
 }
 
 fn versions(iso_4: u16) -> StorageKeyVersions {
