@@ -155,6 +155,19 @@ async fn a_storage_key_of_a_database_is_retired_while_its_engine_runs() {
     assert_eq!(retired().await, [0, 0, 0, 0]);
     ceremony.well("retire", ENOUGH, &["storage/1"]);
     assert_eq!(retired().await, [1, 1, 0, 0]);
+    let config = config(&ceremony.directory().join("data"), &server, "engine-1");
+    for engine in ["engine-1", "operator"] {
+        let one = done(&["audit", "verify", "--config", text(&config), "--engine", engine]);
+        assert!(one.contains("the audit chain holds"), "{one}");
+    }
+    let all = done(&["audit", "verify", "--config", text(&config)]);
+    assert!(
+        all.contains("engine-1: the audit chain holds") && all.contains("operator: the audit chain holds"),
+        "{all}"
+    );
+    let exported = done(&["audit", "export", "--config", text(&config), "--engine", "operator"]);
+    assert!(exported.contains("\"type\":\"storage_keys_retired\""), "{exported}");
+    assert!(done(&["store", "check", "--config", text(&config)]).contains("is whole"));
     let newest = ceremony.refused("retire", ENOUGH, &["storage/2"]);
     assert!(newest.contains("is the newest active version"), "{newest}");
     // Seal keys have no versions in the database: the engine is asked.

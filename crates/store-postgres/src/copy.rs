@@ -45,6 +45,7 @@ struct Copying {
 
 impl Copying {
     async fn open(config: &PostgresConfig) -> Result<Self, CopyError> {
+        config.check_engine_name().map_err(not_opened)?;
         let (mut connection, _) = connect(config).await.map_err(not_opened)?;
         migration::check_version(&connection, config).await.map_err(not_opened)?;
         let prepared = connection.prepare(sql::COPIER).await;

@@ -95,11 +95,11 @@ impl KeyVersions {
     pub(crate) async fn raise_without_engine(&mut self, connection: &Connection) -> Result<(), QueryError> {
         let before = self.clone();
         self.raise();
-        self.write(connection).await?;
-        match self.active == before.active && self.min == before.min {
-            true => Ok(()),
-            false => record(connection, Body::StorageKeysActivated(stamp_of(self.active))).await,
+        // `record` may add the operator's row, which gets its window by the write.
+        if (self.active, self.min) != (before.active, before.min) {
+            record(connection, Body::StorageKeysActivated(stamp_of(self.active))).await?;
         }
+        self.write(connection).await
     }
 
     /// R10, step 1: notes the newest versions of an engine, and raises. While another engine lacks them, records are written
@@ -262,8 +262,8 @@ async fn retire_unless(
         *retired = version.max(*retired);
     }
     if versions.retired != before {
-        versions.write(&connection).await.map_err(database)?;
         record(&connection, Body::StorageKeysRetired(stamp_of(versions.retired))).await.map_err(database)?;
+        versions.write(&connection).await.map_err(database)?;
     }
     connection.commit().await.map_err(|error| unacknowledged(&error))
 }

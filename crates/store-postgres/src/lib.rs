@@ -160,6 +160,7 @@ impl Postgres {
     /// The configuration is wrong, no host accepts writes, the tables are of another release, or the engine's name is in use.
     pub async fn open(config: &PostgresConfig) -> Result<Self, PostgresOpenError> {
         config.check()?;
+        config.check_engine_name()?;
         let tls = config.tls.as_ref().map(Tls::load).transpose()?;
         let (opened, opens) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -135,9 +135,6 @@ impl PostgresConfig {
         {
             return Err(PostgresOpenError::WithoutTls { host: host.to_string() });
         }
-        if &*self.engine_name == OPERATOR {
-            return Err(PostgresOpenError::EngineName);
-        }
         let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         let has_digit_first = self.schema.starts_with(|first: char| first.is_ascii_digit());
         let has_length = (1..=SCHEMA_BYTES_MAX).contains(&self.schema.len());
@@ -145,6 +142,11 @@ impl PostgresConfig {
             return Err(PostgresOpenError::Schema { schema: self.schema.clone() });
         }
         Ok(())
+    }
+
+    /// Checks that an engine may have the name: the chain of [`OPERATOR`] is only read.
+    pub(crate) fn check_engine_name(&self) -> Result<(), PostgresOpenError> {
+        if &*self.engine_name == OPERATOR { Err(PostgresOpenError::EngineName) } else { Ok(()) }
     }
 
     /// The database, for messages to people.

@@ -8,13 +8,15 @@ use crate::{open, set, verified_chain};
 use audit::chain::Checkpoint;
 use audit::entry::Body;
 use audit::tree_head::{TreeHead, origin_of};
+use domain::storage_key::StorageKeyKind;
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::conformance::{archived_event, card, engine_event, keyed, part_to};
 use store::upkeep::UpkeepError;
 use store::{ChangeError, Store, StoreError};
-use store_postgres::key_versions::deregister;
+use store_postgres::copy::PostgresTarget;
+use store_postgres::key_versions::{deregister, retire};
 use store_postgres::upkeep::{DatabaseCheck, check, engines, migrate};
-use store_postgres::{EngineChain, Migrated, Postgres, PostgresConfig, PostgresOpenError};
+use store_postgres::{EngineChain, Migrated, OPERATOR, Postgres, PostgresConfig, PostgresOpenError};
 
 /// Two engines, four cards with a PIN and one without, an open control, one kept for a retry, an archived part.
 async fn filled(server: &Server) -> [Arc<Postgres>; 2] {
@@ -180,6 +182,35 @@ async fn a_reader_reads_a_chain_and_registers_no_engine() {
     assert_eq!(read_engines().await, before);
     let unknown = Postgres::open_to_read(&server.config("engine-3")).await.err().unwrap();
     assert!(matches!(unknown, PostgresOpenError::NoEngine { .. }), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chain_of_the_operator_is_whole_and_is_read() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    for retires_first in [true, false] {
+        let engines = [open(&config).await, open(&server.config("engine-2")).await];
+        let [one, two] = engines;
+        for (engine, version) in [(&one, 1), (&two, 1), (&one, 2)] {
+            report(&**engine, version).await.unwrap();
+        }
+        if retires_first {
+            report(&*two, 2).await.unwrap();
+            retire(&config, StorageKeyKind::Iso4, 1).await.unwrap();
+        }
+        // Otherwise the end of engine-2 activates version 2.
+        two.close().await;
+        let found = checked(&config).await;
+        assert_eq!(found.damage, [], "retires first: {retires_first}");
+        let reader = Postgres::open_to_read(&server.config(OPERATOR)).await.unwrap();
+        assert_eq!(reader.audit(1, 10).await.unwrap().len(), 1);
+        one.close().await;
+        server.admin().await.batch_execute("DROP SCHEMA pinseal CASCADE").await.unwrap();
+    }
+    let refused = Postgres::open(&server.config(OPERATOR)).await.err().unwrap();
+    assert!(matches!(refused, PostgresOpenError::EngineName), "{refused}");
+    let refused = PostgresTarget::open(&server.config(OPERATOR)).await.err().unwrap();
+    assert!(refused.to_string().contains("engine_name"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
