@@ -226,6 +226,8 @@ impl CopyTarget for EmbeddedTarget {
         for row in tables.set.iter() {
             batch.remove(&tables.set, row.key().map_err(&failed)?);
         }
+        // The event of a copy whose directory did not get its name yet is written again: it is no entry of the source.
+        batch.remove(&tables.audit, facts.end.sequence.saturating_add(1).to_be_bytes());
         batch.durability(Some(PersistMode::SyncAll)).commit().map_err(&failed)?;
         let card = tables.cards.iter().next_back().map(|row| row.key()).transpose().map_err(&failed)?;
         let entry = match tables.audit.iter().next_back().map(|row| row.into_inner()).transpose().map_err(&failed)? {
@@ -237,8 +239,7 @@ impl CopyTarget for EmbeddedTarget {
             }
         };
         self.tables = Some(tables);
-        // The event of a copy whose directory did not get its name yet is written again.
-        Ok(Begun::At { card: card.and_then(|key| card_of_key(&key)), entry: entry.min(facts.end.sequence) })
+        Ok(Begun::At { card: card.and_then(|key| card_of_key(&key)), entry })
     }
 
     async fn put_cards(&mut self, cards: &[CopiedCard]) -> Result<(), CopyError> {

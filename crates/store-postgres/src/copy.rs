@@ -322,6 +322,8 @@ impl CopyTarget for PostgresTarget {
                 let event = event.first().and_then(|bytes| Entry::decode(bytes).ok());
                 let event = event.filter(|entry| is_event_of(facts, &entry.event.body));
                 let event = event.ok_or_else(|| CopyError::NotEmpty { place: place() })?;
+                // R11: only an acknowledged commit says so for good.
+                copying.commit().await?;
                 return Ok(Begun::Complete(Checkpoint { sequence: event.sequence, hash: event.hash }));
             }
             let (end, head) = (number(facts.end.sequence), facts.end.hash.as_slice());

@@ -306,6 +306,26 @@ async fn a_copy_whose_commit_is_in_doubt_is_continued() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_ended_behind_its_event_is_continued() {
+    let (server, directory) = (Server::start(), tempfile::tempdir().unwrap());
+    let (from, back) = (directory.path().join("store"), directory.path().join("back"));
+    let config = server.config("engine-1");
+    filled(&from, 3).await;
+    to_database(&from, &config).await.unwrap();
+    let mut source = PostgresSource::open(&config, false).await.unwrap();
+    let mut target = EmbeddedTarget::new(&back).unwrap();
+    // The event is written before the directory gets its name, which a file has by then.
+    let mut progress = |_| fs::write(&back, "in use").unwrap();
+    let failed = copy(&mut source, &mut target, "uid 0", &mut progress).await;
+    assert!(matches!(failed, Err(CopyError::Upkeep(_))), "{failed:?}");
+    drop((source, target));
+    fs::remove_file(&back).unwrap();
+    let report = now(to_directory(&config, &back).await.unwrap());
+    assert!(report.continued);
+    EmbeddedSource::open(&back).unwrap();
+}
+
 /// Cuts the connection at the commit of one step.
 struct Cutting<'a> {
     target: &'a mut PostgresTarget,
