@@ -57,6 +57,10 @@ pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) ->
         return Err(version_error(version));
     }
     if (1..supported).contains(&version) {
+        // In the order of a registration, which would deadlock otherwise.
+        for lock in [sql::KEY_VERSIONS_LOCK, sql::ENGINES_LOCK] {
+            connection.query_text(lock, &[]).await.map_err(problem)?;
+        }
         connection.execute_text(sql::ENGINES_SCHEMA, &[&supported]).await.map_err(problem)?;
     }
     for migration in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or_default()) {
