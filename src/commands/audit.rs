@@ -379,11 +379,11 @@ async fn verify_all(config: &Path, expect_of: Vec<(String, Checkpoint)>) -> Resu
     let stores = database::open_all_to_read(&database_of(config)?).await?;
     let mut out = io::stdout();
     if let Some((engine, _)) =
-        expect_of.iter().find(|(name, _)| stores.iter().all(|store| **store.engine_name() != **name))
+        expect_of.iter().find(|(name, _)| stores.iter().all(|(_, store)| **store.engine_name() != **name))
     {
         return Err(AuditError::NotVerified { engine: engine.clone() });
     }
-    for store in stores {
+    for (_, store) in stores {
         let engine = store.engine_name().to_string();
         let expected: Vec<_> = expect_of.iter().filter(|(name, _)| *name == engine).map(|(_, kept)| *kept).collect();
         if expected.is_empty() && store.checkpoint().await? == Checkpoint::EMPTY {

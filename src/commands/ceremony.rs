@@ -17,7 +17,7 @@ use thiserror::Error;
 use ceremony::{
     action::{CeremonyAction, Component, Key, UseCount},
     participant_key::{self, ParticipantKeyError},
-    records::{ConfiguredStore, OpeningDatabase, RecordSources, RecordsError},
+    records::{ConfiguredStore, EngineStore, OpeningDatabase, RecordSources, RecordsError},
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
     transcript::{Transcript, TranscriptError},
@@ -31,6 +31,7 @@ use engine_server::{
     database::{self, RetireError},
     open_store_copy,
 };
+use store::StoreOpenError;
 
 /// The most bytes read of a key block: more than the longest block and its line end.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
@@ -299,6 +300,13 @@ fn retire_in_database(
     })
 }
 
+/// The engines of a database, without the operator's chain.
+async fn engine_stores(config: &PostgresConfig) -> Result<Vec<EngineStore>, StoreOpenError> {
+    let opened = database::open_all_to_read(config).await?.into_iter();
+    let engines = opened.filter(|(engine, _)| engine.chain.engine != database::OPERATOR);
+    Ok(engines.map(|(engine, store)| EngineStore { store, registered: engine.registered }).collect())
+}
+
 impl RecordsArguments {
     /// The use of a key, and its entry for the transcript; no entry for a key that needs no count.
     fn count(
@@ -312,6 +320,9 @@ impl RecordsArguments {
             return Ok((KeyUse::NotCounted, None));
         }
         if self.no_store {
+            if name.keeps_records() && matches!(StoreConfig::load(Some(config))?, StoreConfig::Postgres(_)) {
+                return Err(CeremonyError::DatabaseNotAsked { key: format!("{name}/{version}") });
+            }
             self.confirm_no_store(&format!("{name}/{version}"))?;
             return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
         }
@@ -320,7 +331,7 @@ impl RecordsArguments {
         let configured_store = match &configured {
             StoreConfig::Embedded(store) => ConfiguredStore::Directory(&store.directory),
             StoreConfig::Postgres(store) => {
-                open_database = move || -> OpeningDatabase<'_> { Box::pin(database::open_all_to_read(store)) };
+                open_database = move || -> OpeningDatabase<'_> { Box::pin(engine_stores(store)) };
                 ConfiguredStore::Database(&open_database)
             }
         };
@@ -786,6 +797,15 @@ pub(crate) enum CeremonyError {
     /// The text typed for --no-store is not the key's name.
     #[error("the typed text is not {key}: nothing was done")]
     NoStoreNotConfirmed {
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// --no-store with a storage key, and the configuration names a database.
+    #[error(
+        "--no-store does not ask the database of --config, whose engines may use {key}: leave --no-store out, or give a \
+         configuration without [store.postgres]"
+    )]
+    DatabaseNotAsked {
         /// For example `storage/1`.
         key: String,
     },

@@ -177,6 +177,15 @@ async fn a_storage_key_of_a_database_is_retired_while_its_engine_runs() {
     assert!(unasked.contains("the engines engine-1 may seal under seal/1"), "{unasked}");
     assert_eq!(client_view(&engine, &device).await, "4817");
     assert_eq!(engine.terminate(), 0);
+    // Neither an engine that has ended nor the operator can be asked.
+    let early = ceremony.refused("retire", ENOUGH, &["seal/1"]);
+    assert!(early.contains("seal/1") && !early.contains("may seal under"), "{early}");
+    let unasked = ceremony.refused(
+        "destroy",
+        ENOUGH,
+        &["storage/1", "--no-store", "--confirm", "storage/1", "--confirm-check-value", "none"],
+    );
+    assert!(unasked.contains("--no-store does not ask the database"), "{unasked}");
 }
 
 async fn client_view(engine: &EngineProcess, device: &device::Device) -> String {

@@ -44,7 +44,7 @@ pub struct RecordSources<'a> {
 pub enum ConfiguredStore<'a> {
     /// The directory of an embedded store.
     Directory(&'a Path),
-    /// A database that engines share: opens it to read, once for the chain of each engine.
+    /// A database that engines share: opens the chain of each engine to read.
     Database(&'a OpenDatabase<'a>),
 }
 
@@ -52,7 +52,15 @@ pub enum ConfiguredStore<'a> {
 pub type OpenDatabase<'a> = dyn Fn() -> OpeningDatabase<'a> + 'a;
 
 /// The answer of an [`OpenDatabase`].
-pub type OpeningDatabase<'a> = Pin<Box<dyn Future<Output = Result<Vec<Arc<dyn Store>>, StoreOpenError>> + 'a>>;
+pub type OpeningDatabase<'a> = Pin<Box<dyn Future<Output = Result<Vec<EngineStore>, StoreOpenError>> + 'a>>;
+
+/// The rows of a database and the chain of one of its engines.
+pub struct EngineStore {
+    /// The store, opened to read.
+    pub store: Arc<dyn Store>,
+    /// Whether a process has registered the engine and not ended its registration.
+    pub registered: bool,
+}
 
 /// The key whose records are counted.
 struct Wanted<'a> {
@@ -226,26 +234,29 @@ async fn engines_of(store: &dyn Store) -> Result<BTreeSet<String>, RecordsError>
 }
 
 /// In the database of the configuration, whose engines may run. The database itself refuses to retire a storage key that a
-/// registered engine may use. It does not know seal keys, so each of its engines must be asked about one.
+/// registered engine may use. It does not know seal keys, so each registered engine must be asked about one. An engine that
+/// starts later uses the newest key.
 fn count_database(open: &OpenDatabase<'_>, counted: &mut Counted, wanted: &Wanted<'_>) -> Result<(), RecordsError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let counts = runtime.block_on(async {
         let stores = open().await?;
-        let Some(first) = stores.first() else { return Ok(None) };
-        let names: Vec<_> = stores.iter().map(|store| store.engine_name().to_string()).collect();
+        let Some(EngineStore { store: first, .. }) = stores.first() else { return Ok(None) };
+        let name = |engine: &EngineStore| engine.store.engine_name().to_string();
+        let names: Vec<_> = stores.iter().map(name).collect();
+        let registered: Vec<_> = stores.iter().filter(|engine| engine.registered).map(name).collect();
         let kept = kept_in(&**first).await?;
         let mut known = BTreeSet::new();
-        for store in &stores {
+        for EngineStore { store, .. } in &stores {
             known.extend(engines_of(&**store).await?);
         }
         let place = first.place().to_owned();
-        Ok::<_, RecordsError>(Some((place, names, Answer { kept, engine: String::new(), known })))
+        Ok::<_, RecordsError>(Some((place, names, registered, Answer { kept, engine: String::new(), known })))
     })?;
-    let Some((place, names, mut answer)) = counts else {
+    let Some((place, names, registered, mut answer)) = counts else {
         return Err(RecordsError::NoDatabaseEngine { key: wanted.reference() });
     };
     let is_asked = |name: &String| counted.asked.iter().any(|asked| asked.engine == *name);
-    let unasked: Vec<_> = names.iter().filter(|name| !is_asked(name)).cloned().collect();
+    let unasked: Vec<_> = registered.into_iter().filter(|name| !is_asked(name)).collect();
     if wanted.name.seals() && !unasked.is_empty() {
         return Err(RecordsError::NotAsked { engines: unasked.join(", "), key: wanted.reference() });
     }
@@ -357,7 +368,7 @@ pub enum RecordsError {
     /// The database of the configuration has no engine.
     #[error(
         "no engine has registered on the database of --config, so nothing was counted for {key}: name the database of the \
-         engines; if no engine has ever used the key, say --no-store"
+         engines; if no engine has ever used the key, say --no-store with a configuration without [store.postgres]"
     )]
     NoDatabaseEngine {
         /// For example `storage/1`.

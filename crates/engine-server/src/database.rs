@@ -6,7 +6,7 @@ use store::{Store, StoreOpenError};
 use store_postgres::{Postgres, PostgresConfig, upkeep};
 
 pub use store_postgres::{
-    EngineChain, Migrated, PostgresOpenError,
+    EngineChain, Migrated, OPERATOR, PostgresOpenError,
     key_versions::{KINDS, RetireError, deregister, retire, retire_with_records},
     upkeep::{DatabaseCheck, EngineReport, check, engines, migrate},
 };
@@ -22,15 +22,16 @@ pub async fn open_to_read(config: &PostgresConfig, engine: &str) -> Result<Arc<d
     Ok(Arc::new(opened.map_err(|error| StoreOpenError::Database(error.into()))?))
 }
 
-/// The same for each engine that has ever registered, by name.
+/// The same for each engine that has ever registered, and for the operator's chain [`OPERATOR`], by name.
 ///
 /// # Errors
 /// The database can't be opened.
-pub async fn open_all_to_read(config: &PostgresConfig) -> Result<Vec<Arc<dyn Store>>, StoreOpenError> {
+pub async fn open_all_to_read(config: &PostgresConfig) -> Result<Vec<(EngineReport, Arc<dyn Store>)>, StoreOpenError> {
     let engines = upkeep::engines(config).await.map_err(|error| StoreOpenError::Database(error.into()))?;
     let mut opened = Vec::with_capacity(engines.len());
     for engine in engines {
-        opened.push(open_to_read(config, &engine.chain.engine).await?);
+        let store = open_to_read(config, &engine.chain.engine).await?;
+        opened.push((engine, store));
     }
     Ok(opened)
 }
