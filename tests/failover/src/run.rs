@@ -18,7 +18,7 @@ use crate::{
     cluster::{Cluster, Patroni},
     deployment::{Deployment, LIFETIME_SECONDS, SIDES, TRIES},
     fault::{Fault, LATE_EFFECTS},
-    run_report::{RunReport, calls_by_kind, gaps, longest_wait},
+    run_report::{RunReport, calls_by_kind, gaps, locked, longest_wait, refused_uses},
     traffic::Traffic,
 };
 
@@ -97,6 +97,8 @@ pub(crate) fn report(
     let services = deployment.engines.iter().chain(&deployment.edges);
     RunReport {
         calls: calls_by_kind(&history),
+        refused_uses: refused_uses(&history),
+        locked: locked(&history),
         gaps: gaps(&history),
         longest_wait: longest_wait(&history),
         report: Report::new(&history, SearchOptions::default()),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use history::{
-    history::{End, Fault, History, Nanos, Operation, Purpose},
+    history::{Answer, Call, End, Fault, History, Nanos, Operation, Purpose, Refusal},
     report::Report,
 };
 
@@ -19,6 +19,10 @@ pub struct Calls {
 pub struct RunReport {
     pub report: Report,
     pub calls: BTreeMap<&'static str, Calls>,
+    /// The uses of a control that another use had spent, by the kind of call, as far as they were refused.
+    pub refused_uses: BTreeMap<&'static str, u64>,
+    /// The verifications that found the PIN locked.
+    pub locked: u64,
     /// Each fault with the longest time without an acknowledged write from it to the next one.
     pub gaps: Vec<(Fault, Nanos)>,
     /// The longest time that a client waited for a call that it gave up.
@@ -32,16 +36,67 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// Whether nothing is wrong.
+    /// Whether nothing is wrong, and the clients did what a run must show.
     pub fn is_right(&self) -> bool {
         let are_chains_right = self.chains.iter().all(|(_, verified)| verified.is_ok());
-        self.report.is_right() && are_chains_right && self.unexpected.is_empty()
+        self.report.is_right() && are_chains_right && self.unexpected.is_empty() && self.too_few().is_empty()
+    }
+
+    /// The calls of which the run has fewer than a verdict needs: far fewer than a busy machine makes.
+    pub fn too_few(&self) -> Vec<String> {
+        let acknowledged = |kind| self.calls.get(kind).map_or(0, |calls| calls.acknowledged);
+        let refused = |kind| self.refused_uses.get(kind).copied().unwrap_or_default();
+        let counts = [
+            ("acknowledged SetPin", acknowledged("SetPin"), 50),
+            ("acknowledged ViewPin", acknowledged("ViewPin"), 20),
+            ("acknowledged VerifyPin", acknowledged("VerifyPin"), 20),
+            ("acknowledged ResetTries", acknowledged("ResetTries"), 1),
+            ("VerifyPin of a locked PIN", self.locked, 1),
+            ("SetPin under a spent control", refused("SetPin"), 1),
+            ("ViewPin under a spent control", refused("ViewPin"), 1),
+        ];
+        let too_few = counts.iter().filter(|(_, count, least)| count < least);
+        let mut found: Vec<_> =
+            too_few.map(|(what, count, least)| format!("{count} {what}, at least {least} are needed")).collect();
+        if self.report.totals.unverified_cards > 0 {
+            found.push("no later call compared the last PIN of a card".to_owned());
+        }
+        found
     }
 
     /// The acknowledged PINs that are lost.
     pub fn lost(&self) -> usize {
         self.report.totals.lost_pins.len()
     }
+}
+
+/// The refused uses of controls that another use had spent.
+pub fn refused_uses(history: &History) -> BTreeMap<&'static str, u64> {
+    let use_of = |call: &Call| match &call.operation {
+        Operation::SetPin { control, block } => Some(("SetPin", control.clone(), block.number.0)),
+        Operation::ViewPin { control } => Some(("ViewPin", control.clone(), call.id)),
+        _ => None,
+    };
+    let mut spent = BTreeMap::new();
+    for call in
+        history.calls.iter().filter(|call| matches!(call.end, End::Answered(Answer::PinSet | Answer::PinShown { .. })))
+    {
+        let Some((_, control, number)) = use_of(call) else { continue };
+        spent.insert(control, number);
+    }
+    let mut refused = BTreeMap::new();
+    for call in history.calls.iter().filter(|call| call.end == End::Refused(Refusal::ControlNotUsable)) {
+        let Some((kind, control, number)) = use_of(call) else { continue };
+        if spent.get(&control).is_some_and(|spent_by| *spent_by != number) {
+            *refused.entry(kind).or_default() += 1;
+        }
+    }
+    refused
+}
+
+/// The verifications that found the PIN locked.
+pub fn locked(history: &History) -> u64 {
+    history.calls.iter().map(|call| u64::from(call.end == End::Refused(Refusal::PinLocked))).sum()
 }
 
 /// The calls by kind.
@@ -111,6 +166,13 @@ impl fmt::Display for RunReport {
         }
         for (service, exits) in self.exits.iter().filter(|(_, exits)| !exits.is_empty()) {
             writeln!(f, "{service} ended: {}", exits.join(", "))?;
+        }
+        for (kind, refused) in &self.refused_uses {
+            writeln!(f, "{refused} uses by {kind} of a spent control refused")?;
+        }
+        writeln!(f, "{} verifications of a locked PIN", self.locked)?;
+        for too_few in self.too_few() {
+            writeln!(f, "too few: {too_few}")?;
         }
         for unexpected in &self.unexpected {
             writeln!(f, "unexpected: {unexpected}")?;

@@ -28,12 +28,22 @@ pub const CLIENTS: u32 = 64;
 const OWN_CARDS: u32 = 3;
 /// The cards that two clients use, so that their calls race.
 const SHARED_CARDS: u32 = CLIENTS / 2;
+/// The clients that enter wrong PINs alone, each from both sides at the same time.
+const GUESSERS: u32 = 4;
+/// The cards of each guesser. No call forgives their tries.
+const GUESSED_CARDS: u32 = 16;
+/// The first card of the guessers.
+const FIRST_GUESSED: u32 = CLIENTS * OWN_CARDS + SHARED_CARDS;
+/// The clients that read after the last fault.
+const READERS: u32 = 16;
 /// RSA keys of devices. Clients share them: a key pair costs a tenth of a second.
 const DEVICES: usize = 8;
 /// How long a client waits for an answer: longer than edge and engine need to answer a call in every case.
 pub const DEADLINE: Duration = Duration::from_secs(11);
-/// A side that acknowledges this many writes serves again.
-const WRITES_OF_SERVICE: u64 = 20;
+/// A side serves again if its edge acknowledges this many writes,
+const EDGE_WRITES_OF_SERVICE: u64 = 15;
+/// and its engine this many that clients send to the engine.
+const ENGINE_WRITES_OF_SERVICE: u64 = 5;
 /// The longest pause of a client after a call that was given up, in milliseconds.
 const BACK_OFF_MAX: u32 = 10_000;
 /// The calls with one block, under one control.
@@ -48,8 +58,10 @@ pub struct Traffic {
     cards: Vec<Card>,
     next_pin: AtomicU32,
     is_stopped: AtomicBool,
-    /// The acknowledged writes of each side.
-    acknowledged: [AtomicU64; SIDES],
+    /// The writes that the edge of each side acknowledged.
+    by_edge: [AtomicU64; SIDES],
+    /// The writes that the engine of each side acknowledged without an edge.
+    by_engine: [AtomicU64; SIDES],
     unexpected: Mutex<Vec<Unexpected>>,
 }
 
@@ -68,10 +80,11 @@ impl Traffic {
             caller,
             zone_key,
             devices: (0..DEVICES).map(|_| support::engine_process::device()).collect(),
-            cards: (0..CLIENTS * OWN_CARDS + SHARED_CARDS).map(card).collect(),
+            cards: (0..FIRST_GUESSED + GUESSERS * GUESSED_CARDS).map(card).collect(),
             next_pin: AtomicU32::new(1),
             is_stopped: AtomicBool::new(false),
-            acknowledged: Default::default(),
+            by_edge: Default::default(),
+            by_engine: Default::default(),
             unexpected: Mutex::new(Vec::new()),
         }
     }
@@ -82,6 +95,10 @@ impl Traffic {
         for number in 0..CLIENTS {
             let mut client = Client::new(Arc::clone(self), number);
             clients.spawn_on(async move { client.run().await }, runtime.handle());
+        }
+        for guesser in 0..GUESSERS {
+            let mut client = Client::new(Arc::clone(self), CLIENTS + guesser);
+            clients.spawn_on(async move { client.guess(guesser).await }, runtime.handle());
         }
         clients
     }
@@ -94,16 +111,20 @@ impl Traffic {
         }
     }
 
-    /// Waits until both sides serve: each acknowledges writes.
+    /// Waits until both sides serve: each edge and each engine acknowledges writes.
     pub fn wait_for_service(&self) {
-        let counts = || self.acknowledged.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = || (self.by_edge.each_ref().map(load), self.by_engine.each_ref().map(load));
         let (before, since) = (counts(), Instant::now());
-        while counts().iter().zip(before).any(|(now, before)| *now < before + WRITES_OF_SERVICE) {
-            assert!(
-                since.elapsed() < PATIENCE,
-                "the service is not back: {before:?}, {:?} acknowledged writes",
-                counts()
-            );
+        loop {
+            let now = counts();
+            let grew =
+                |now: [u64; SIDES], before: [u64; SIDES], by| now.iter().zip(before).all(|(now, was)| *now >= was + by);
+            if grew(now.0, before.0, EDGE_WRITES_OF_SERVICE) && grew(now.1, before.1, ENGINE_WRITES_OF_SERVICE) {
+                return;
+            }
+            let waited = since.elapsed();
+            assert!(waited < PATIENCE, "the service is not back: {before:?}, {now:?} writes of edges and engines");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -111,10 +132,10 @@ impl Traffic {
     /// Reads every PIN after the last fault, and the tries of every card.
     pub async fn read_all(self: &Arc<Self>, tries_max: u32) {
         let mut readers = JoinSet::new();
-        for number in 0..16 {
-            let mut client = Client::new(Arc::clone(self), CLIENTS + number);
+        for number in 0..READERS {
+            let mut client = Client::new(Arc::clone(self), CLIENTS + GUESSERS + number);
             readers.spawn(async move {
-                for index in (0..client.traffic.cards.len()).skip(number as usize).step_by(16) {
+                for index in (0..client.traffic.cards.len()).skip(number as usize).step_by(READERS as usize) {
                     client.read(index, tries_max).await;
                 }
             });
@@ -154,6 +175,22 @@ fn number_of(pin: &Pin) -> TestPin {
 struct IssuedTzpk {
     number: TzpkNumber,
     encrypted: Vec<u8>,
+}
+
+/// A call that sets a PIN.
+struct Set {
+    control: ControlName,
+    block: DeviceBlock,
+    bytes: [u8; 8],
+}
+
+/// When a control is used a second time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Twice {
+    /// After the first use was answered or given up, through the other side.
+    After,
+    /// Through both sides at the same time.
+    AtOnce,
 }
 
 struct Client {
@@ -220,7 +257,7 @@ impl Client {
         self.side
     }
 
-    /// Records a call, sends it, and records how it ended. Returns its answer, if it was answered with one.
+    /// Makes a call to the next side. Returns its answer, if it was answered with one.
     async fn call<T>(
         &mut self,
         card: usize,
@@ -228,24 +265,9 @@ impl Client {
         send: impl AsyncFnOnce(&Traffic, usize, &str, Duration) -> Ended<(Answer, T)>,
     ) -> Result<T, End> {
         let (side, deadline) = (self.next_side(), self.deadline());
-        let traffic = Arc::clone(&self.traffic);
-        let number = &traffic.cards[card].number;
-        let open = traffic.recorder.start(self.number, &format!("{side}"), number, operation).unwrap();
-        let (end, value) = match send(&traffic, side, number, deadline).await {
-            Ended::Answered((answer, value)) => {
-                traffic.acknowledged[side].fetch_add(1, Ordering::Relaxed);
-                (End::Answered(answer), Some(value))
-            }
-            Ended::Other(end) => (end, None),
-            Ended::Unexpected(unexpected) => {
-                traffic.note(unexpected);
-                // The harness does not know what the call did.
-                (End::GivenUp(history::history::GiveUp::Unavailable), None)
-            }
-        };
-        self.given_up = if matches!(end, End::GivenUp(_)) { self.given_up + 1 } else { 0 };
-        open.end(end.clone()).unwrap();
-        value.ok_or(end)
+        let ended = self.traffic.call(self.number, side, deadline, card, operation, send).await;
+        self.note_end(&ended);
+        ended
     }
 
     async fn open(&mut self, card: usize, purpose: Purpose) -> Option<ControlName> {
@@ -289,6 +311,36 @@ impl Client {
     async fn set_pin(&mut self, card: usize) {
         let Some(control) = self.open(card, Purpose::SetPin).await else { return };
         let Some(tzpk) = self.issue_tzpk(card, &control).await else { return };
+        let set = self.new_set(&control, &tzpk);
+        let use_twice = self.use_twice();
+        self.think(20, 300).await;
+        if use_twice == Some(Twice::AtOnce) {
+            let (second, [here, there], most) = (self.new_set(&control, &tzpk), self.both_sides(), DEADLINE);
+            let traffic = &self.traffic;
+            let first = traffic.send_set(self.number, here, most, card, &set);
+            let second = traffic.send_set(self.number, there, most, card, &second);
+            let _ = tokio::join!(first, second);
+            return;
+        }
+        for _ in 0..SENDS_MAX {
+            let (side, deadline) = (self.next_side(), self.deadline());
+            let ended = self.traffic.send_set(self.number, side, deadline, card, &set).await;
+            let is_given_up = self.note_end(&ended);
+            if use_twice.is_some() && (is_given_up || ended.is_ok()) {
+                let (second, side) = (self.new_set(&control, &tzpk), self.next_side());
+                let ended = self.traffic.send_set(self.number, side, DEADLINE, card, &second).await;
+                self.note_end(&ended);
+                return;
+            }
+            if !is_given_up {
+                return;
+            }
+            self.back_off().await;
+        }
+    }
+
+    /// A block with a new PIN, or now and then a block that is refused.
+    fn new_set(&mut self, control: &ControlName, tzpk: &IssuedTzpk) -> Set {
         let traffic = Arc::clone(&self.traffic);
         let device = &traffic.devices[self.device()];
         let encrypt = |pin: &Pin| device.encrypt_pin(&tzpk.encrypted, pin, Fill::Random).unwrap();
@@ -301,57 +353,95 @@ impl Client {
                 (Content::Pin(number), encrypt(&pin(number)))
             }
         };
-        let number = BlockNumber(traffic.recorder.next_number());
-        let operation =
-            Operation::SetPin { control: control.clone(), block: DeviceBlock { number, under: tzpk.number, content } };
-        self.think(20, 300).await;
-        for _ in 0..SENDS_MAX {
-            let send = async |traffic: &Traffic, side, _: &str, deadline| {
-                answered(traffic.caller.set(side, &control.0, &bytes, deadline).await, |()| (Answer::PinSet, ()))
-            };
-            match self.call(card, operation.clone(), send).await {
-                Ok(()) => {
-                    if let Content::Pin(pin) = content {
-                        traffic.know(card, pin);
-                    }
-                    return;
-                }
-                Err(End::GivenUp(_)) => self.back_off().await,
-                Err(_) => return,
-            }
+        let block = DeviceBlock { number: BlockNumber(traffic.recorder.next_number()), under: tzpk.number, content };
+        Set { control: control.clone(), block, bytes }
+    }
+
+    /// Whether the client uses a control a second time, which a right service refuses after the first use.
+    fn use_twice(&mut self) -> Option<Twice> {
+        match self.random.below(100) {
+            0..15 => Some(Twice::After),
+            15..22 => Some(Twice::AtOnce),
+            _ => None,
         }
+    }
+
+    /// The sides of two calls at the same time.
+    fn both_sides(&mut self) -> [usize; 2] {
+        [self.next_side(), self.next_side()]
+    }
+
+    /// Counts a call that was given up, and returns whether this one was.
+    fn note_end<T>(&mut self, ended: &Result<T, End>) -> bool {
+        let is_given_up = matches!(ended, Err(End::GivenUp(_)));
+        self.given_up = if is_given_up { self.given_up + 1 } else { 0 };
+        is_given_up
     }
 
     /// How the view of the card's PIN ended: `Ok` if a PIN was shown.
     async fn view_pin(&mut self, card: usize) -> Result<TestPin, Option<End>> {
         let control = self.open(card, Purpose::ViewPin).await.ok_or(None)?;
-        let device = self.device();
-        let send = async |traffic: &Traffic, side, _: &str, deadline| {
-            let device = &traffic.devices[device];
-            answered(traffic.caller.view(side, &control.0, device.public_key_der(), deadline).await, |(block, tzpk)| {
-                let pin = device.decrypt_pin(&tzpk, &block).map_or(TestPin::NOT_IN_TABLE, |pin| number_of(&pin));
-                (Answer::PinShown { pin }, pin)
-            })
+        let use_twice = self.use_twice();
+        let ended = if use_twice == Some(Twice::AtOnce) {
+            let [here, there] = self.both_sides();
+            let first = self.traffic.send_view(self.number, here, DEADLINE, card, &control);
+            let second = self.traffic.send_view(self.number, there, DEADLINE, card, &control);
+            let (first, second) = tokio::join!(first, second);
+            first.or(second)
+        } else {
+            let (side, deadline) = (self.next_side(), self.deadline());
+            self.traffic.send_view(self.number, side, deadline, card, &control).await
         };
-        let pin = self.call(card, Operation::ViewPin { control: control.clone() }, send).await.map_err(Some)?;
-        self.traffic.know(card, pin);
-        Ok(pin)
+        let is_given_up = self.note_end(&ended);
+        if use_twice == Some(Twice::After) && (is_given_up || ended.is_ok()) {
+            let side = self.next_side();
+            let again = self.traffic.send_view(self.number, side, DEADLINE, card, &control).await;
+            self.note_end(&again);
+        }
+        ended.map_err(Some)
     }
 
     async fn verify_pin(&mut self, card: usize) {
         let known = self.traffic.known(card).filter(|_| self.random.below(100) < 55);
         let entered = known.unwrap_or_else(|| self.traffic.new_pin());
-        let send = async |traffic: &Traffic, side, number: &str, deadline| {
-            let pin_block = traffic.zone_key.encrypt_block(&pin(entered).to_block(Fill::Random)).to_vec();
-            let block = ZoneBlock { zone_key: Some(zone("app")), format: ZoneFormat::Iso1.into(), pin_block };
-            answered(traffic.caller.verify(side, number, block, deadline).await, |(is_right, tries_left)| {
-                (if is_right { Answer::Right { tries_left } } else { Answer::Wrong { tries_left } }, ())
-            })
-        };
-        let end = self.call(card, Operation::VerifyPin { entered: Content::Pin(entered) }, send).await;
-        if matches!(end, Err(End::Refused(history::history::Refusal::PinLocked))) {
+        let (side, deadline) = (self.next_side(), self.deadline());
+        let ended = self.traffic.send_verify(self.number, side, deadline, card, entered).await;
+        self.note_end(&ended);
+        if matches!(ended, Err(End::Refused(history::history::Refusal::PinLocked))) {
             self.think(100, 500).await;
             self.reset_tries(card).await;
+        }
+    }
+
+    /// Enters wrong PINs of one card after another, through both sides at the same time, until the PIN is locked on both.
+    /// From the last card on, the first one again: it must still be locked.
+    async fn guess(&mut self, guesser: u32) {
+        for number in (0..GUESSED_CARDS).cycle() {
+            let card = (FIRST_GUESSED + guesser * GUESSED_CARDS + number) as usize;
+            while !self.traffic.is_stopped.load(Ordering::Relaxed) {
+                if self.traffic.known(card).is_none() {
+                    self.set_pin(card).await;
+                } else {
+                    let ([here, there], pins) = (self.both_sides(), [self.traffic.new_pin(), self.traffic.new_pin()]);
+                    let first = self.traffic.send_verify(self.number, here, DEADLINE, card, pins[0]);
+                    let second = self.traffic.send_verify(self.number, there, DEADLINE, card, pins[1]);
+                    let (first, second) = tokio::join!(first, second);
+                    let is_locked = |end: &_| matches!(end, Err(End::Refused(history::history::Refusal::PinLocked)));
+                    if is_locked(&first) && is_locked(&second) {
+                        break;
+                    }
+                    self.note_end(&first);
+                    self.note_end(&second);
+                }
+                match self.given_up {
+                    0 => self.think(100, 400).await,
+                    _ => self.back_off().await,
+                }
+            }
+            if self.traffic.is_stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            self.think(500, 1_500).await;
         }
     }
 
@@ -398,6 +488,93 @@ impl Client {
 }
 
 impl Traffic {
+    /// Records a call, sends it, and records how it ended. Returns its answer, if it was answered with one.
+    async fn call<T>(
+        &self,
+        client: u32,
+        side: usize,
+        deadline: Duration,
+        card: usize,
+        operation: Operation,
+        send: impl AsyncFnOnce(&Self, usize, &str, Duration) -> Ended<(Answer, T)>,
+    ) -> Result<T, End> {
+        let number = &self.cards[card].number;
+        let passes_edge = !matches!(operation, Operation::VerifyPin { .. } | Operation::ResetTries { .. });
+        let open = self.recorder.start(client, &format!("{side}"), number, operation).unwrap();
+        let (end, value) = match send(self, side, number, deadline).await {
+            Ended::Answered((answer, value)) => {
+                let writes = if passes_edge { &self.by_edge } else { &self.by_engine };
+                writes[side].fetch_add(1, Ordering::Relaxed);
+                (End::Answered(answer), Some(value))
+            }
+            Ended::Other(end) => (end, None),
+            Ended::Unexpected(unexpected) => {
+                self.note(unexpected);
+                // The harness does not know what the call did.
+                (End::GivenUp(history::history::GiveUp::Unavailable), None)
+            }
+        };
+        open.end(end.clone()).unwrap();
+        value.ok_or(end)
+    }
+
+    /// Sets a PIN by this block.
+    async fn send_set(&self, client: u32, side: usize, deadline: Duration, card: usize, set: &Set) -> Result<(), End> {
+        let operation = Operation::SetPin { control: set.control.clone(), block: set.block };
+        let send = async |traffic: &Self, side, _: &str, deadline| {
+            answered(traffic.caller.set(side, &set.control.0, &set.bytes, deadline).await, |()| (Answer::PinSet, ()))
+        };
+        let ended = self.call(client, side, deadline, card, operation, send).await;
+        if let (Ok(()), Content::Pin(pin)) = (&ended, set.block.content) {
+            self.know(card, pin);
+        }
+        ended
+    }
+
+    /// Views the PIN under this control.
+    async fn send_view(
+        &self,
+        client: u32,
+        side: usize,
+        deadline: Duration,
+        card: usize,
+        control: &ControlName,
+    ) -> Result<TestPin, End> {
+        let device = &self.devices[client as usize % DEVICES];
+        let send = async |traffic: &Self, side, _: &str, deadline| {
+            answered(traffic.caller.view(side, &control.0, device.public_key_der(), deadline).await, |(block, tzpk)| {
+                let pin = device.decrypt_pin(&tzpk, &block).map_or(TestPin::NOT_IN_TABLE, |pin| number_of(&pin));
+                (Answer::PinShown { pin }, pin)
+            })
+        };
+        let operation = Operation::ViewPin { control: control.clone() };
+        let ended = self.call(client, side, deadline, card, operation, send).await;
+        if let Ok(pin) = &ended {
+            self.know(card, *pin);
+        }
+        ended
+    }
+
+    /// Compares a PIN with the card's.
+    async fn send_verify(
+        &self,
+        client: u32,
+        side: usize,
+        deadline: Duration,
+        card: usize,
+        entered: TestPin,
+    ) -> Result<(), End> {
+        let send = async |traffic: &Self, side, number: &str, deadline| {
+            let pin_block = traffic.zone_key.encrypt_block(&pin(entered).to_block(Fill::Random)).to_vec();
+            let block = ZoneBlock { zone_key: Some(zone("app")), format: ZoneFormat::Iso1.into(), pin_block };
+            answered(traffic.caller.verify(side, number, block, deadline).await, |(is_right, tries_left)| {
+                (if is_right { Answer::Right { tries_left } } else { Answer::Wrong { tries_left } }, ())
+            })
+        };
+        let operation = Operation::VerifyPin { entered: Content::Pin(entered) };
+        self.call(client, side, deadline, card, operation, send).await
+    }
+
     fn know(&self, card: usize, pin: TestPin) {
         *self.cards[card].known.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
     }

@@ -18,7 +18,6 @@ fn three_faults_lose_no_acknowledged_pin() {
     let report = harness.run(0, THREE, file.path());
     println!("{report}");
     assert!(report.is_right(), "see the report above; {}", harness.deployment.logs());
-    assert!(report.calls["SetPin"].acknowledged > 100, "the clients set PINs");
 }
 
 #[test]
