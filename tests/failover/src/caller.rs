@@ -1,6 +1,6 @@
 //! One call of the Card PIN API or of the engine's gRPC, and how it ends for its client.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -55,6 +55,30 @@ impl Caller {
 
     /// A POST to an edge: the body of the answer.
     pub async fn post(&self, side: usize, path: &str, body: Value, deadline: Duration) -> Ended<Value> {
+        match self.exchange(side, path, body, deadline).await {
+            Ok((status, body)) if status.is_success() => Ended::Answered(body),
+            Ok((status, body)) => refused_by_http(path, status, &body),
+            Err(ended) => ended,
+        }
+    }
+
+    /// The errorCode of an edge that cannot open a control: `None` if the edge opened one, or did not answer.
+    pub async fn open_error(&self, side: usize, card: &str, deadline: Duration) -> Option<String> {
+        let path = format!("/pincontrol/v2/plastic/{card}");
+        match self.exchange(side, &path, json!({ "scope": "VIEW_PIN" }), deadline).await {
+            Ok((_, body)) => text(&body, "errorCode"),
+            Err(_) => None,
+        }
+    }
+
+    /// The status and the body of an edge's answer to a POST.
+    async fn exchange(
+        &self,
+        side: usize,
+        path: &str,
+        body: Value,
+        deadline: Duration,
+    ) -> Result<(StatusCode, Value), Ended<Value>> {
         let request = Request::post(format!("{}{path}?auditUser={AUDIT_USER}", self.edges[side]))
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
@@ -67,14 +91,14 @@ impl Caller {
             Ok::<_, ()>((status, bytes))
         };
         let (status, bytes) = match tokio::time::timeout(deadline, exchange).await {
-            Err(_) => return Ended::Other(End::GivenUp(GiveUp::DeadlinePassed)),
-            Ok(Err(())) => return Ended::Other(End::GivenUp(GiveUp::ConnectionLost)),
+            Err(_) => return Err(Ended::Other(End::GivenUp(GiveUp::DeadlinePassed))),
+            Ok(Err(())) => return Err(Ended::Other(End::GivenUp(GiveUp::ConnectionLost))),
             Ok(Ok(answer)) => answer,
         };
-        let Ok(body) = serde_json::from_slice::<Value>(&bytes) else {
-            return Ended::Unexpected(Unexpected(format!("{path}: {status} without JSON")));
-        };
-        if status.is_success() { Ended::Answered(body) } else { refused_by_http(path, status, &body) }
+        match serde_json::from_slice(&bytes) {
+            Ok(body) => Ok((status, body)),
+            Err(_) => Err(Ended::Unexpected(Unexpected(format!("{path}: {status} without JSON")))),
+        }
     }
 
     /// Opens a control: its id.
@@ -201,8 +225,13 @@ fn refused_by_grpc<T>(status: &Status) -> Ended<T> {
     let end = match (status.code(), reason) {
         (Code::Unavailable, Some(_)) => End::GivenUp(GiveUp::Unavailable),
         (Code::DeadlineExceeded, _) => End::GivenUp(GiveUp::DeadlinePassed),
+        // Only the client's own status has a source.
+        (Code::Unavailable | Code::Cancelled, None) => End::GivenUp(GiveUp::ConnectionLost),
+        (_, None) if status.source().is_some() => End::GivenUp(GiveUp::ConnectionLost),
         // The engine gives a reason with every answer of its own.
-        (_, None) => End::GivenUp(GiveUp::ConnectionLost),
+        (code, None) => {
+            return Ended::Unexpected(Unexpected(format!("{code:?} without a reason: {}", status.message())));
+        }
         (_, Some(Reason::PinNotSet)) => End::Refused(Refusal::PinNotSet),
         (_, Some(Reason::CardUnknown)) => End::Refused(Refusal::CardUnknown),
         (_, Some(Reason::PinLocked)) => End::Refused(Refusal::PinLocked),

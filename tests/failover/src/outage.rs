@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use history::{
-    history::{End, FaultKind, GiveUp},
-    recorder::Recorder,
-};
+use history::{history::FaultKind, recorder::Recorder};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
@@ -84,8 +81,8 @@ pub fn run(kind: Away, away: Duration, file: &Path) -> Outage {
     while Instant::now() < until || probes == 0 {
         for side in 0..SIDES {
             let since = Instant::now();
-            let end = runtime.block_on(probe(&traffic.caller, side));
-            assert!(matches!(end, Some(End::GivenUp(GiveUp::Unavailable))), "edge {side} answers {end:?}");
+            let error = runtime.block_on(traffic.caller.open_error(side, &probed_card(side), PROBE));
+            assert_eq!(error.as_deref(), Some("STORE_UNAVAILABLE"), "edge {side}");
             (probes, slowest) = (probes + 1, slowest.max(since.elapsed()));
             let status = runtime.block_on(health(&traffic, side));
             assert_eq!(status, Some(ServingStatus::NotServing), "engine {side}");
@@ -100,7 +97,7 @@ pub fn run(kind: Away, away: Duration, file: &Path) -> Outage {
     let since = Instant::now();
     let back = (0..SIDES).map(|side| {
         // The edge is asked again and again, as a client would.
-        while runtime.block_on(probe(&traffic.caller, side)).is_some() {
+        while !runtime.block_on(opens(&traffic.caller, side)) {
             assert!(since.elapsed() < PATIENCE, "edge {side} is not back: {}", deployment.logs());
             sleep(Duration::from_millis(50));
         }
@@ -121,11 +118,16 @@ fn note(recorder: &Recorder) {
     recorder.fault(FaultKind::DatabaseStopped, "server").unwrap();
 }
 
-/// Opens a control of a card that no client uses: `None` if it was opened.
-async fn probe(caller: &Caller, side: usize) -> Option<End> {
-    match caller.open(side, &format!("99{side}"), "VIEW_PIN", PROBE).await {
-        Ended::Answered(_) => None,
-        Ended::Other(end) => Some(end),
+/// A card that no client uses.
+fn probed_card(side: usize) -> String {
+    format!("99{side}")
+}
+
+/// Whether an edge opens a control.
+async fn opens(caller: &Caller, side: usize) -> bool {
+    match caller.open(side, &probed_card(side), "VIEW_PIN", PROBE).await {
+        Ended::Answered(_) => true,
+        Ended::Other(_) => false,
         Ended::Unexpected(unexpected) => panic!("{unexpected:?}"),
     }
 }
