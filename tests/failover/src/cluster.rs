@@ -11,7 +11,10 @@ use std::{
 use store_postgres::{DatabaseHost, DatabaseTls, PostgresConfig};
 use zeroize::Zeroizing;
 
-use crate::guard::{Guard, Notes, script};
+use crate::{
+    deployment::LEASE_SECONDS,
+    guard::{Guard, Notes, script},
+};
 
 const NODES: u16 = 3;
 const DATABASE: &str = "pinseal";
@@ -88,7 +91,7 @@ impl Cluster {
         format!(
             "[store.postgres]\nhosts = {hosts:?}\ndatabase = {DATABASE:?}\nuser = {USER:?}\n\
              password = {{ file = {password:?} }}\nengine_name = {engine:?}\n\
-             [store.postgres.tls]\nroots = {:?}\n",
+             lease_seconds = {LEASE_SECONDS}\n[store.postgres.tls]\nroots = {:?}\n",
             self.roots()
         )
     }
@@ -129,24 +132,29 @@ impl Cluster {
         self.run(&["wait-leader", node])
     }
 
-    /// Kills every process of the leader, as the end of its machine would. Returns its name.
-    pub fn kill_leader(&self) -> String {
-        self.run_for_node("kill-node")
+    /// The name of the node that leads.
+    pub fn leader(&self) -> String {
+        self.run(&["leader"]).trim().to_owned()
     }
 
-    /// Kills the leader's PostgreSQL. Returns its name.
-    pub fn kill_postgres(&self) -> String {
-        self.run_for_node("kill-postgres")
+    /// Kills every process of a node, as the end of its machine would.
+    pub fn kill_node(&self, node: &str) {
+        self.run(&["kill-node", node]);
     }
 
-    /// Stops every process of the leader, as a hanging machine would. Returns its name.
-    pub fn freeze_leader(&self) -> String {
-        self.run_for_node("freeze-node")
+    /// Kills the PostgreSQL of a node.
+    pub fn kill_postgres(&self, node: &str) {
+        self.run(&["kill-postgres", node]);
     }
 
-    /// Stops the leader's PostgreSQL alone, as a hanging disk would. Returns the name of the node.
-    pub fn freeze_postgres(&self) -> String {
-        self.run_for_node("freeze-postgres")
+    /// Stops every process of a node, as a hanging machine would.
+    pub fn freeze_node(&self, node: &str) {
+        self.run(&["freeze-node", node]);
+    }
+
+    /// Stops the PostgreSQL of a node alone, as a hanging disk would.
+    pub fn freeze_postgres(&self, node: &str) {
+        self.run(&["freeze-postgres", node]);
     }
 
     /// Continues what was stopped on a node.
@@ -162,10 +170,6 @@ impl Cluster {
     /// The nodes, their roles and timelines, for people.
     pub fn status(&self) -> String {
         self.run(&["status"])
-    }
-
-    fn run_for_node(&self, fault: &str) -> String {
-        self.run(&[fault]).trim().to_owned()
     }
 
     fn run(&self, arguments: &[&str]) -> String {

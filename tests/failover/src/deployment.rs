@@ -1,7 +1,12 @@
 //! Two engines on one database and one SoftHSM token, and an edge before each.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
+use audit::{chain::Checkpoint, tree_head::TreeHead};
 use device::Tzpk;
 use support::{
     ceremony::Ceremony,
@@ -21,6 +26,8 @@ const ZONE: &str =
     "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\"]\nuses = [\"verify\"]\n";
 /// The lifetime of a control, in seconds.
 pub const LIFETIME_SECONDS: u64 = 30;
+/// The lease of an engine's name, in seconds.
+pub const LEASE_SECONDS: u64 = 3;
 /// The tries of a card.
 pub const TRIES: u32 = 3;
 
@@ -55,18 +62,22 @@ impl Deployment {
             let (log, notes) = (place.join("log"), notes.clone());
             Service::start(Start { name: name.to_owned(), subcommand, config, log, environment, notes })
         };
-        let (mut engines, mut edges, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
-        for side in 0..SIDES {
-            let (engine, edge) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let (mut engines, mut edges, mut addresses) = (Vec::new(), Vec::new(), Vec::<Addresses>::new());
+        for _ in 0..SIDES {
+            let address = || format!("127.0.0.1:{}", free_port());
+            addresses.push(Addresses { engine: address(), edge: address() });
+        }
+        for (side, Addresses { engine, edge }) in addresses.iter().enumerate() {
             let name = engine_name(side);
-            let data = directory.path().join(&name).join("data");
-            let lines = engine_lines(&engine, &data, &store(&name), &token);
+            let data = data_directory(directory.path(), side);
+            let lines = engine_lines(engine, &data, &store(&name), &token);
             engines.push(start(&name, "engine", &lines, token.environment()));
+            // The last edge has both engines, the others have their own.
+            let reached = if side == SIDES - 1 { &addresses[..] } else { &addresses[side..=side] };
+            let reached: Vec<_> = reached.iter().map(|addresses| format!("http://{}", addresses.engine)).collect();
             let client = support::edge_process::one_client(directory.path());
-            let lines =
-                format!("listen = {edge:?}\n[engine]\naddresses = [\"http://{engine}\"]\n{client}", edge = edge);
-            edges.push(start(&format!("edge-{side}"), "edge", &lines, Vec::new()));
-            addresses.push(Addresses { engine, edge });
+            let lines = format!("listen = {edge:?}\n[engine]\naddresses = {reached:?}\n{client}");
+            edges.push(start(&edge_name(side), "edge", &lines, Vec::new()));
         }
         Self { edges, engines, zone_key, addresses, directory, _ceremony: ceremony, _token: token }
     }
@@ -83,24 +94,33 @@ impl Deployment {
 
     /// Stops an engine, starts another process under its name while it is stopped, and continues it: the first one must end.
     /// Then the supervisor starts the engine at its address again.
-    pub fn displace(&self, side: usize, paused: impl FnOnce()) {
+    pub fn displace(&self, side: usize) {
         let engine = &self.engines[side];
         let exits = engine.exits().len();
         engine.freeze();
-        paused();
         let place = directory_in(self.directory.path(), &format!("twin-{side}-{exits}"));
-        let (address, data) =
-            (&self.addresses[side].engine, self.directory.path().join(engine_name(side)).join("data"));
+        let (address, data) = (&self.addresses[side].engine, data_directory(self.directory.path(), side));
         let lines = fs::read_to_string(&engine.start.config).unwrap();
         let lines = lines.replace(address, &format!("127.0.0.1:{}", free_port()));
         let lines = lines.replace(data.to_str().unwrap(), place.join("data").to_str().unwrap());
         let config = place.join("config.toml");
         fs::write(&config, lines).unwrap();
-        let twin = Program::start(&Start { config, log: place.join("log"), ..engine.start.clone() });
+        let twin = Program::start(&Start { config, log: place.join("log"), ..engine.start.clone() }, || true);
         let log = || fs::read_to_string(place.join("log")).unwrap();
         assert!(twin.is_some(), "the twin did not start: {}", log());
         engine.thaw();
         engine.wait_for_exit(exits);
+    }
+
+    /// The newest checkpoint of each engine, by the name of the engine, with a signature that was verified.
+    pub fn checkpoints(&self) -> BTreeMap<String, Checkpoint> {
+        let checkpoint = |side| {
+            let audit = data_directory(self.directory.path(), side).join("audit");
+            let read = |name: &str| fs::read_to_string(audit.join(name)).unwrap();
+            let verifier = read("verifier-key").trim().parse().unwrap();
+            (engine_name(side), TreeHead::open(&read("checkpoint"), &verifier).unwrap().head)
+        };
+        (0..SIDES).map(checkpoint).collect()
     }
 
     /// The last lines of each log, for a failure.
@@ -119,6 +139,15 @@ impl Deployment {
 /// The name of an engine on the database.
 pub fn engine_name(side: usize) -> String {
     format!("engine-{side}")
+}
+
+/// The name of an edge.
+pub fn edge_name(side: usize) -> String {
+    format!("edge-{side}")
+}
+
+fn data_directory(directory: &Path, side: usize) -> PathBuf {
+    directory.join(engine_name(side)).join("data")
 }
 
 fn engine_lines(listen: &str, data: &Path, store: &str, token: &RealToken) -> String {

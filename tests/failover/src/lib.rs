@@ -1,5 +1,5 @@
-//! Two engines on one replicated PostgreSQL, an edge before each, one SoftHSM token, 64 clients and faults. Every call is recorded,
-//! and the history checker judges every answer.
+//! Two engines on one replicated PostgreSQL, two edges, one SoftHSM token, 68 clients and faults. Every call is recorded, and the
+//! history checker judges every answer.
 //!
 //! What must never enter: a PIN that is no test PIN.
 
@@ -14,6 +14,7 @@
 )]
 
 pub mod caller;
+pub mod chain_events;
 pub mod cluster;
 pub mod deployment;
 pub mod fault;

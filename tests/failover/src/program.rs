@@ -7,7 +7,11 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -39,8 +43,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a service, and waits until it listens. `None` if it ends before.
-    pub fn start(start: &Start) -> Option<Self> {
+    /// Starts a service, and waits until it listens. `None` if it ends before, or if `is_wanted` says that nobody waits.
+    pub fn start(start: &Start, is_wanted: impl Fn() -> bool) -> Option<Self> {
         let log = File::options().create(true).append(true).open(&start.log).unwrap();
         let mut child = Command::new(support::pinseal_path())
             .args([start.subcommand, "--config"])
@@ -53,12 +57,25 @@ impl Program {
             .spawn()
             .unwrap();
         start.notes.started(child.id());
-        let first = BufReader::new(child.stdout.as_mut().unwrap()).lines().next();
-        let mut program = Self { child, notes: start.notes.clone() };
-        if matches!(first, Some(Ok(_))) {
-            return Some(program);
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let program = Self { child, notes: start.notes.clone() };
+        let (sender, first) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            let listens = output.read_line(&mut line).is_ok_and(|bytes| bytes > 0);
+            // Nobody waits any more where the start lasted too long.
+            let _ = sender.send(listens);
+            // A service that writes into a closed pipe would end.
+            let _ = std::io::copy(&mut output, &mut std::io::sink());
+        });
+        let since = Instant::now();
+        while is_wanted() && since.elapsed() < PATIENCE {
+            match first.recv_timeout(PERIOD) {
+                Ok(listens) => return listens.then_some(program),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            }
         }
-        program.end();
         None
     }
 
@@ -102,6 +119,15 @@ impl Drop for Program {
     }
 }
 
+/// How a process of a service ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Signal(i32),
+    Code(i32),
+    /// Before it listened.
+    AtStart,
+}
+
 /// A supervised service.
 pub struct Service {
     pub start: Start,
@@ -113,16 +139,21 @@ pub struct Service {
 struct Shared {
     program: Mutex<Option<Program>>,
     /// How the process ended, each time.
-    exits: Mutex<Vec<String>>,
+    exits: Mutex<Vec<Exit>>,
+    is_stopped: AtomicBool,
 }
 
 impl Service {
     /// Starts a service and its supervisor.
     pub fn start(start: Start) -> Self {
-        let program = Program::start(&start);
+        let program = Program::start(&start, || true);
         let log = || fs::read_to_string(&start.log).unwrap_or_default();
         assert!(program.is_some(), "{} did not start: {}", start.name, log());
-        let shared = Arc::new(Shared { program: Mutex::new(program), exits: Mutex::new(Vec::new()) });
+        let shared = Arc::new(Shared {
+            program: Mutex::new(program),
+            exits: Mutex::new(Vec::new()),
+            is_stopped: AtomicBool::new(false),
+        });
         let (stop, stopped) = mpsc::channel();
         let (looks, how) = (Arc::clone(&shared), start.clone());
         let supervisor = thread::spawn(move || {
@@ -144,11 +175,13 @@ impl Service {
         support::engine_process::status_of(id, "VmRSS:").parse().unwrap()
     }
 
-    /// Sends SIGKILL to the service. Its supervisor starts it again.
-    pub fn kill(&self) {
+    /// Sends SIGKILL to the service, and waits for its end. Its supervisor starts it again.
+    pub fn kill_and_wait(&self) {
+        let exits = self.exits().len();
         if let Some(program) = locked(&self.shared.program).as_mut() {
             program.child.kill().unwrap();
         }
+        self.wait_for_exit(exits);
     }
 
     /// Stops the service and its key boundary.
@@ -175,7 +208,7 @@ impl Service {
     }
 
     /// How the processes of the service ended.
-    pub fn exits(&self) -> Vec<String> {
+    pub fn exits(&self) -> Vec<Exit> {
         locked(&self.shared.exits).clone()
     }
 }
@@ -185,8 +218,8 @@ impl Shared {
         let mut place = locked(&self.program);
         if let Some(program) = place.as_mut() {
             let Some(status) = program.child.try_wait().unwrap() else { return };
-            let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
-            locked(&self.exits).push(how);
+            let code = || Exit::Code(status.code().unwrap_or_default());
+            locked(&self.exits).push(status.signal().map_or_else(code, Exit::Signal));
             *place = None;
             drop(place);
             thread::sleep(PAUSE);
@@ -194,9 +227,9 @@ impl Shared {
             drop(place);
         }
         // A start may take two leases; the service can be asked for its process all the time.
-        let program = Program::start(start);
+        let program = Program::start(start, || !self.is_stopped.load(Ordering::Relaxed));
         if program.is_none() {
-            locked(&self.exits).push("ended at its start".to_owned());
+            locked(&self.exits).push(Exit::AtStart);
             thread::sleep(PAUSE);
         }
         *locked(&self.program) = program;
@@ -205,6 +238,7 @@ impl Shared {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
         drop(self.stop.take());
         // A process that was stopped does not end its start.
         self.thaw();

@@ -15,15 +15,16 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     caller::Caller,
+    chain_events::{Events, missing_events},
     cluster::{Cluster, Patroni},
     deployment::{Deployment, LIFETIME_SECONDS, SIDES, TRIES},
-    fault::{Fault, LATE_EFFECTS},
+    fault::{Fault, LATE_EFFECTS, unexpected_exits},
     run_report::{RunReport, calls_by_kind, gaps, locked, longest_wait, refused_uses},
     traffic::Traffic,
 };
 
 /// How long clients call before the first fault, between two, and after the last, at least.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(2);
 /// The store's clock is the database's, on the same machine. A stopped statement may read it late.
 const CLOCK_TOLERANCE_MILLISECONDS: u64 = 2_000;
 /// The entries of a chain that are read at a time.
@@ -64,8 +65,8 @@ impl Harness {
             traffic.stop(clients).await;
             traffic.read_all(TRIES).await;
         });
-        let chains = self.runtime.block_on(verify_chains(&self.cluster.config("reader")));
-        report(&self.deployment, &traffic, chains, file)
+        let chains = verify_chains(&self.runtime, &self.cluster.config("reader"), &self.deployment);
+        report(&self.deployment, &traffic, faults, chains, file)
     }
 }
 
@@ -90,11 +91,13 @@ pub(crate) fn new_traffic(runtime: &Runtime, deployment: &Deployment, number: u3
 pub(crate) fn report(
     deployment: &Deployment,
     traffic: &Traffic,
-    chains: Vec<(String, Result<u64, String>)>,
+    faults: &[Fault],
+    chains: Chains,
     file: &Path,
 ) -> RunReport {
     let history = History::read(BufReader::new(File::open(file).unwrap())).unwrap();
     let services = deployment.engines.iter().chain(&deployment.edges);
+    let exits: Vec<_> = services.map(|service| (service.start.name.clone(), service.exits())).collect();
     RunReport {
         calls: calls_by_kind(&history),
         refused_uses: refused_uses(&history),
@@ -102,35 +105,62 @@ pub(crate) fn report(
         gaps: gaps(&history),
         longest_wait: longest_wait(&history),
         report: Report::new(&history, SearchOptions::default()),
-        chains,
+        missing_events: missing_events(&history, &chains.events),
+        chains: chains.verified,
         unexpected: traffic.unexpected(),
-        exits: services.map(|service| (service.start.name.clone(), service.exits())).collect(),
+        unexpected_exits: unexpected_exits(faults, &exits),
+        exits,
     }
 }
 
-/// Verifies the chain of each engine that has written one, from its first entry to its head.
-pub(crate) async fn verify_chains(config: &PostgresConfig) -> Vec<(String, Result<u64, String>)> {
-    let store = Postgres::open(config).await.unwrap();
-    let mut verified = Vec::new();
-    for chain in store.chains().await.unwrap() {
-        if chain.head == Checkpoint::EMPTY {
-            continue;
+/// The audit chains of the engines.
+pub(crate) struct Chains {
+    /// The chain of each engine, with the number of its verified entries.
+    verified: Vec<(String, Result<u64, String>)>,
+    /// The events of calls that were carried out.
+    events: Events,
+}
+
+/// Verifies the chain of each engine, from its first entry to its head and with the newest checkpoint of the engine.
+pub(crate) fn verify_chains(runtime: &Runtime, config: &PostgresConfig, deployment: &Deployment) -> Chains {
+    // Read before the heads: an engine may write on.
+    let checkpoints = deployment.checkpoints();
+    runtime.block_on(async {
+        let store = Postgres::open(config).await.unwrap();
+        let mut chains = Chains { verified: Vec::new(), events: Events::default() };
+        let found = store.chains().await.unwrap();
+        for (engine, checkpoint) in checkpoints {
+            let head = found.iter().find(|chain| chain.engine == engine).map(|chain| chain.head);
+            let result = match head {
+                Some(head) => verify_chain(&store, &engine, head, checkpoint, &mut chains.events).await,
+                None => Err("the database has no such chain".to_owned()),
+            };
+            chains.verified.push((engine, result));
         }
-        let mut verifier = ChainVerifier::new(Vec::new()).with_head(chain.head);
-        let result = loop {
-            let from = verifier.reached().sequence + 1;
-            // An engine may write on: the entries up to the head are verified.
-            let left = usize::try_from((chain.head.sequence + 1).saturating_sub(from)).unwrap().min(ENTRIES_AT_ONCE);
-            let entries = store.audit_of(&chain.engine, from, left).await.unwrap();
-            if entries.is_empty() {
-                break verifier.finish().map(|end| end.sequence);
-            }
-            if let Err(error) = entries.iter().try_for_each(|entry| verifier.check(entry)) {
-                break Err(error);
-            }
-        };
-        verified.push((chain.engine, result.map_err(|error| error.to_string())));
+        store.close().await;
+        chains
+    })
+}
+
+async fn verify_chain(
+    store: &Postgres,
+    engine: &str,
+    head: Checkpoint,
+    checkpoint: Checkpoint,
+    events: &mut Events,
+) -> Result<u64, String> {
+    let mut verifier = ChainVerifier::new(vec![checkpoint]).with_head(head);
+    loop {
+        let from = verifier.reached().sequence + 1;
+        // An engine may write on: the entries up to the head are verified.
+        let left = usize::try_from((head.sequence + 1).saturating_sub(from)).unwrap().min(ENTRIES_AT_ONCE);
+        let entries = store.audit_of(engine, from, left).await.unwrap();
+        if entries.is_empty() {
+            return verifier.finish().map(|end| end.sequence).map_err(|error| error.to_string());
+        }
+        for entry in &entries {
+            verifier.check(entry).map_err(|error| error.to_string())?;
+            events.add(&entry.event);
+        }
     }
-    store.close().await;
-    verified
 }

@@ -7,6 +7,8 @@ use history::{
     report::Report,
 };
 
+use crate::program::Exit;
+
 /// The calls of one kind.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calls {
@@ -23,23 +25,28 @@ pub struct RunReport {
     pub refused_uses: BTreeMap<&'static str, u64>,
     /// The verifications that found the PIN locked.
     pub locked: u64,
-    /// Each fault with the longest time without an acknowledged write from it to the next one.
-    pub gaps: Vec<(Fault, Nanos)>,
+    /// Each fault with the longest time without an acknowledged write from it to the next one, of each side.
+    pub gaps: Vec<(Fault, BTreeMap<String, Nanos>)>,
     /// The longest time that a client waited for a call that it gave up.
     pub longest_wait: Nanos,
     /// The chain of each engine, with the number of its verified entries.
     pub chains: Vec<(String, Result<u64, String>)>,
     /// Answers that no run may have.
     pub unexpected: Vec<String>,
+    /// The acknowledged calls without their audit event, and the controls with two.
+    pub missing_events: Vec<String>,
     /// How the processes of each service ended.
-    pub exits: Vec<(String, Vec<String>)>,
+    pub exits: Vec<(String, Vec<Exit>)>,
+    /// The ends that no fault causes.
+    pub unexpected_exits: Vec<String>,
 }
 
 impl RunReport {
     /// Whether nothing is wrong, and the clients did what a run must show.
     pub fn is_right(&self) -> bool {
         let are_chains_right = self.chains.iter().all(|(_, verified)| verified.is_ok());
-        self.report.is_right() && are_chains_right && self.unexpected.is_empty() && self.too_few().is_empty()
+        let found = [&self.unexpected, &self.missing_events, &self.unexpected_exits, &self.too_few()];
+        self.report.is_right() && are_chains_right && found.iter().all(|found| found.is_empty())
     }
 
     /// The calls of which the run has fewer than a verdict needs: far fewer than a busy machine makes.
@@ -131,17 +138,26 @@ pub fn longest_wait(history: &History) -> Nanos {
     given_up.map(|call| call.ended_at - call.invoked_at).max().unwrap_or_default()
 }
 
-/// Each fault with the longest time without an acknowledged write between it and the next fault.
-pub fn gaps(history: &History) -> Vec<(Fault, Nanos)> {
-    let answered = history.calls.iter().filter(|call| matches!(call.end, End::Answered(_)));
-    let mut writes: Vec<_> = answered.map(|call| call.ended_at).collect();
-    writes.sort_unstable();
-    let end = writes.last().copied().unwrap_or_default();
+/// Each fault with the longest time without an acknowledged write between it and the next fault, of each side.
+pub fn gaps(history: &History) -> Vec<(Fault, BTreeMap<String, Nanos>)> {
+    let mut sides = BTreeMap::<_, Vec<Nanos>>::new();
+    for call in history.calls.iter().filter(|call| matches!(call.end, End::Answered(_))) {
+        sides.entry(&call.engine).or_default().push(call.ended_at);
+    }
+    let mut end = Nanos::default();
+    for writes in sides.values_mut() {
+        writes.sort_unstable();
+        end = end.max(writes.last().copied().unwrap_or_default());
+    }
     let starts = history.faults.iter().map(|fault| fault.at);
     let ends = starts.skip(1).chain([end]);
     let gap = |(fault, until): (&Fault, Nanos)| {
-        let within = writes.windows(2).map(|pair| pair[1].min(until).saturating_sub(pair[0].max(fault.at)));
-        (fault.clone(), within.max().unwrap_or_default())
+        let longest = |writes: &Vec<Nanos>| {
+            let within = writes.windows(2).map(|pair| pair[1].min(until).saturating_sub(pair[0].max(fault.at)));
+            within.max().unwrap_or_default()
+        };
+        let sides = sides.iter().map(|(side, writes)| ((*side).clone(), longest(writes)));
+        (fault.clone(), sides.collect())
     };
     history.faults.iter().zip(ends).map(gap).collect()
 }
@@ -153,10 +169,11 @@ impl fmt::Display for RunReport {
             writeln!(f, "{kind:<20} {acknowledged:>12} {refused:>8} {unknown:>8}")?;
         }
         writeln!(f, "the client of an unknown call waited {:.1} s at most", seconds(self.longest_wait))?;
-        for (Fault { at, kind, node }, gap) in &self.gaps {
+        for (Fault { at, kind, node }, sides) in &self.gaps {
             let kind = format!("{kind:?}");
-            let (at, gap) = (seconds(*at), seconds(*gap));
-            writeln!(f, "{at:>6.1} s {kind:<15} {node:<9} longest time without an acknowledged write {gap:.1} s")?;
+            let gaps: Vec<_> = sides.iter().map(|(side, gap)| format!("side {side} {:.1} s", seconds(*gap))).collect();
+            let (at, gaps) = (seconds(*at), gaps.join(", "));
+            writeln!(f, "{at:>6.1} s {kind:<15} {node:<9} longest time without an acknowledged write: {gaps}")?;
         }
         for (engine, verified) in &self.chains {
             match verified {
@@ -165,7 +182,7 @@ impl fmt::Display for RunReport {
             }
         }
         for (service, exits) in self.exits.iter().filter(|(_, exits)| !exits.is_empty()) {
-            writeln!(f, "{service} ended: {}", exits.join(", "))?;
+            writeln!(f, "{service} ended: {exits:?}")?;
         }
         for (kind, refused) in &self.refused_uses {
             writeln!(f, "{refused} uses by {kind} of a spent control refused")?;
@@ -174,7 +191,7 @@ impl fmt::Display for RunReport {
         for too_few in self.too_few() {
             writeln!(f, "too few: {too_few}")?;
         }
-        for unexpected in &self.unexpected {
+        for unexpected in self.unexpected.iter().chain(&self.unexpected_exits).chain(&self.missing_events) {
             writeln!(f, "unexpected: {unexpected}")?;
         }
         write!(f, "{}", self.report)

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use store_postgres::{DatabaseHost, PostgresConfig};
 use tempfile::TempDir;
 
-use crate::{cluster::PATIENCE, guard::Notes, program::free_port};
+use crate::{cluster::PATIENCE, deployment::LEASE_SECONDS, guard::Notes, program::free_port};
 
 /// A server; stopped when dropped.
 pub struct SingleServer {
@@ -104,7 +104,7 @@ impl SingleServer {
         let port = self.port;
         format!(
             "[store.postgres]\nhosts = [\"127.0.0.1:{port}\"]\ndatabase = \"postgres\"\nuser = \"pinseal\"\n\
-             engine_name = {engine:?}\n"
+             engine_name = {engine:?}\nlease_seconds = {LEASE_SECONDS}\n"
         )
     }
 

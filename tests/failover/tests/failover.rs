@@ -23,7 +23,7 @@ fn three_faults_lose_no_acknowledged_pin() {
 #[test]
 fn an_absent_database_is_reported_as_unavailable() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let outage = outage::run(Away::Stopped, Duration::from_secs(12), file.path());
+    let outage = outage::run(Away::Stopped, Duration::from_secs(6), file.path());
     println!("{outage}");
     assert!(outage.is_right(), "see the report above");
 }

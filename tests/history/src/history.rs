@@ -316,12 +316,16 @@ pub enum FaultKind {
     EngineKilled,
     /// An engine was stopped past its lease, and continued.
     EnginePaused,
+    /// An engine was stopped past its lease, another process registered under its name, and the engine was continued.
+    EngineDisplaced,
     /// The leader of the database was killed.
     LeaderKilled,
     /// The leader of the database was stopped, and continued.
     LeaderFrozen,
-    /// The disk or the network of the leader was stalled.
+    /// The leader of the database was stopped for less than its time to live, and continued.
     LeaderStalled,
+    /// The PostgreSQL of the leader was stopped, and continued; its Patroni ran on.
+    PostgresStalled,
     /// The PostgreSQL of the leader was killed.
     PostgresKilled,
     /// An edge was killed.
