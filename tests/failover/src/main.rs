@@ -70,7 +70,11 @@ fn shows_known_loss() -> bool {
 }
 
 fn away(kind: Away) -> bool {
-    let outage = outage::run(kind, AWAY, Path::new("away.jsonl"));
+    let file = match kind {
+        Away::Stopped => "away.jsonl",
+        Away::Frozen => "away-frozen.jsonl",
+    };
+    let outage = outage::run(kind, AWAY, Path::new(file));
     print!("{outage}");
     // Edge and engine answer within their deadlines.
     let is_in_time = Duration::from_nanos(outage.run.longest_wait) < DEADLINE;

@@ -35,7 +35,7 @@ impl Drop for Demo {
 }
 
 #[test]
-fn a_pin_set_by_one_engine_is_viewed_by_the_other_after_it_stops() {
+fn one_engine_views_the_pin_that_a_stopped_one_set() {
     let demo = Demo { project: format!("pinseal-test-{}", std::process::id()) };
     demo.must("up");
     assert!(demo.must("test").ends_with("card 8400 has its PIN\n"));
