@@ -30,6 +30,7 @@ mod refused_calls;
 pub mod rotation;
 mod service;
 pub mod serving;
+mod store_keys;
 mod stream_places;
 pub mod verification_keys;
 mod wire;
@@ -132,7 +133,7 @@ impl Engine {
         // One connection for each thread that serves, and one for the engine itself.
         let boundary = opener.open(config.workers.saturating_add(1), absent_keys).await?;
         let status = boundary.status();
-        if let Err(error) = keys_in_use::check(&*store, &status).await {
+        if let Err(error) = store_keys::check(&*store, &status).await {
             boundary.close().await;
             return Err(error);
         }
@@ -161,7 +162,7 @@ impl Engine {
             match pins.note_start(store.engine_name(), &status).await {
                 Err(StartError::Store(StoreError::StorageKeys(StorageKeyError::OtherCardReferenceKey))) => {
                     // Another engine was the first on the same new database: its keys are those of the store.
-                    keys_in_use::check(&*store, &status).await?;
+                    store_keys::check(&*store, &status).await?;
                     references = store.card_reference_key().await?.unwrap_or(references);
                     pins = pins_of(boundary.for_thread(0), &references);
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Pins;
-use crate::{StartError, keys_in_use};
+use crate::{StartError, store_keys};
 use audit::archive::ArchivedPart;
 use audit::entry::{ArchivedSegment, Body, Event, Outcome};
 use domain::caller::Caller;
@@ -35,7 +35,7 @@ impl Pins {
     /// The report of the keys of `status`, which agree with those of the other engines on the store.
     async fn compared(&self, status: &hsm_protocol::Status) -> Result<ReportedKeys, StartError> {
         let list = hsm_protocol::frame::write_key_list(status.keys()).into();
-        let compared = keys_in_use::compare(&*self.store, status).await?;
+        let compared = store_keys::compare(&*self.store, status).await?;
         Ok(ReportedKeys { list, min: key_versions(status.storage), compared })
     }
 
