@@ -1,11 +1,16 @@
 //! The calling side: a gRPC channel to the engine, with mutual TLS or, on loopback, without.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -15,10 +20,14 @@ use crate::engine_address::{AddressError, EngineAddress};
 use crate::served_stream::ServedStream;
 use crate::tls::{ClientTls, TlsError};
 
-/// The timeout of a TCP connection, its TLS handshake and the first byte of HTTP/2.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-/// The interval of HTTP/2 PING frames while calls are in flight.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
+/// The timeout of a TCP connection, its TLS handshake and the first byte of HTTP/2: below the timeout of a health check, and a
+/// fraction of that of a call, which another engine may still answer.
+const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_800);
+/// The time after a timeout in which no connection is tried: the calls that wait for it fail together, and another engine gets
+/// them. Without it, each of them would wait for a timeout after the other.
+const PAUSE_AFTER_TIMEOUT: Duration = Duration::from_millis(250);
+/// The interval of HTTP/2 PING frames, also without a call in flight, and the timeout of an answer.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// A channel to the engine at `address`: with `tls`, always by mutual TLS; without, only to `http` on this machine. The
 /// channel connects at the first call, and again after a failed connection. No call is sent before the engine serves HTTP/2 on
@@ -34,13 +43,37 @@ pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channe
     let address = address.with_http();
     let endpoint = Endpoint::from_shared(address.to_string())
         .map_err(|_| AddressError(address.to_string()))?
-        .connect_timeout(CONNECT_TIME_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_EVERY)
+        .keep_alive_while_idle(true)
         .tcp_nodelay(true);
+    // `Endpoint::connect_timeout` would end with an error without `ConnectError`.
+    let timed_out = Arc::new(Mutex::new(None::<Instant>));
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
-        let (address, tls) = (address.clone(), tls.clone());
-        async move { ServedStream::start(connect(&address, tls.as_ref()).await?).await.map(TokioIo::new) }
+        let (address, tls, timed_out) = (address.clone(), tls.clone(), Arc::clone(&timed_out));
+        async move {
+            if lock(&timed_out).is_some_and(|at| at.elapsed() < PAUSE_AFTER_TIMEOUT) {
+                return Err(not_served_in_time());
+            }
+            let connecting = async { ServedStream::start(connect(&address, tls.as_ref()).await?).await };
+            if let Ok(connected) = timeout(CONNECT_TIME_MAX, connecting).await {
+                return connected.map(TokioIo::new);
+            }
+            *lock(&timed_out) = Some(Instant::now());
+            Err(not_served_in_time())
+        }
     })))
+}
+
+/// A poisoned lock still holds a valid time.
+fn lock(timed_out: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
+    timed_out.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn not_served_in_time() -> io::Error {
+    let limit = CONNECT_TIME_MAX.as_millis();
+    let text = format!("the peer did not serve HTTP/2 within {limit} ms: check that it runs and is reachable");
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// A connection to `address`: by mutual TLS and for HTTP/2 with `tls`, else by TCP alone.

@@ -352,6 +352,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn calls_go_past_an_engine_that_accepts_and_sends_nothing() {
+        let (listener, silent) = listener().await;
+        let held = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&held);
+        tokio::spawn(async move {
+            let mut streams = Vec::new();
+            loop {
+                streams.push(listener.accept().await.unwrap());
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let (serving, _) = engine(&LAST_ANSWER).await;
+        assert!(call(&EngineChannel::over([silent.clone(), serving])).await);
+        // Calls that wait for the same connection fail together: they do not wait for one timeout after the other.
+        let (before, silent) = (held.load(Ordering::SeqCst), EngineChannel::from(silent));
+        let answered = futures::future::join_all((0..8).map(|_| call(&silent))).await;
+        assert_eq!(answered, [false; 8]);
+        assert!(held.load(Ordering::SeqCst) - before < 4, "{held:?}");
+    }
+
+    #[tokio::test]
     async fn a_connection_that_ends_before_http2_carries_no_call() {
         // As for an engine that stops between the accept of the operating system and its own.
         let (listener, stopping) = listener().await;
