@@ -174,6 +174,7 @@ impl Run {
         first: u64,
         blocks: &[BlockToTranslate],
     ) -> Result<Vec<Result<ZoneBlock, PinError>>, PinError> {
+        let reads = self.pins.read_epoch();
         let mut refused = Vec::new();
         let mut translated = Vec::with_capacity(blocks.len());
         for (at, result) in join_all(blocks.iter().map(|block| self.translate(block))).await.into_iter().enumerate() {
@@ -185,6 +186,7 @@ impl Run {
         for event in self.pins.translation_events(&self.caller, first, &translated) {
             self.work(|| self.pins.record_translations(event.clone())).await?;
         }
+        self.pins.check_reads(reads)?;
         let mut results: Vec<_> = translated.into_iter().map(Translated::into_result).collect();
         // In rising order, so each place is that of the item.
         refused.into_iter().for_each(|(at, error)| results.insert(at, Err(error)));

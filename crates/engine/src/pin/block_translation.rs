@@ -10,6 +10,7 @@ use domain::card::{CardKey, PlasticId};
 use hsm_protocol::{
     Account, AccountNumber, Error, Refusal, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
 };
+use store::ReadEpoch;
 
 /// The key in the event of a block whose zone is not known.
 const UNKNOWN_KEY: &str = "-";
@@ -63,10 +64,12 @@ impl Pins {
         card: &AdmittedCard,
         block: &BlockToTranslate,
     ) -> Result<ZoneBlock, PinError> {
+        let reads = self.read_epoch();
         let translated = [self.translate(caller, card, block).await?];
         for event in self.translation_events(caller, 1, &translated) {
             self.record_translations(event).await?;
         }
+        self.check_reads(reads)?;
         translated.into_iter().next().map_or_else(|| Err(Error::UnexpectedReply.into()), Translated::into_result)
     }
 
@@ -129,6 +132,19 @@ impl Pins {
         Ok(self.store.record_access(event).await?)
     }
 
+    /// Where reads come from, for [`Pins::check_reads`].
+    pub fn read_epoch(&self) -> ReadEpoch {
+        self.store.read_epoch()
+    }
+
+    /// Checks, after the events of translations were recorded, that the reads since `epoch` showed durable state (R11).
+    ///
+    /// # Errors
+    /// The store has connected to its database again.
+    pub fn check_reads(&self, epoch: ReadEpoch) -> Result<(), PinError> {
+        Ok(self.store.check_reads(epoch)?)
+    }
+
     async fn translate_to(
         &self,
         caller: &Caller,
@@ -189,7 +205,7 @@ impl Pins {
     ) -> Result<SealedAccount, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         let reads = self.store.read_epoch();
-        let sealed = self.seal_for_translation(caller, &card, number).await;
+        let sealed = self.seal_for_translation(caller, &card, number, reads).await;
         self.audit_refusal(caller, reads, || self.about_refused(Action::SealAccount, &card), sealed).await
     }
 
@@ -198,6 +214,7 @@ impl Pins {
         caller: &Caller,
         card: &CardKey,
         number: AccountNumber,
+        reads: ReadEpoch,
     ) -> Result<SealedAccount, PinError> {
         self.limits.admit_card(card)?;
         let registered = self.store.card(card).await?.and_then(|card| card.account);
@@ -212,6 +229,7 @@ impl Pins {
         }
         let about = CardEvent::new(Action::SealAccount, masked, self.references.reference(card));
         self.store.record_access(self.card_event(caller, about)).await?;
+        self.check_reads(reads)?;
         Ok(sealed)
     }
 

@@ -10,7 +10,7 @@ use hsm::{AbsentVault, Config, Hsm, KeyAlgorithm, KeyStore, KeyUsage, Keys, Unlo
 use hsm_client::{AbsentKeys, Answer, Boundary, BoundaryError, OpenBoundary};
 use hsm_protocol::{Error, PinRecord, Reply, Request, Status};
 use proto::{
-    GeneratePinRequest, RegisterCardRequest, RotationState, WatchRotationRequest,
+    GeneratePinRequest, RegisterCardRequest, RotationState, SealPanRequest, WatchRotationRequest,
     card_service_client::CardServiceClient, key_service_client::KeyServiceClient, pin_service_client::PinServiceClient,
 };
 use store::Store;
@@ -236,4 +236,33 @@ async fn a_reloaded_key_that_differs_from_that_of_another_engine_is_not_used() {
     assert_eq!(version_of(&*observer, "1001").await, 1);
     one.engine.stop().await.unwrap();
     two.engine.stop().await.unwrap();
+}
+
+/// R11: the seal depends on a read of the card, which the server that commits the event may not have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_whose_event_another_connection_commits_is_not_returned() {
+    let (server, directory) = (Server::start(), tempfile::tempdir().unwrap());
+    let one = start(&server, directory.path(), "engine-1").await;
+    let admin = server.admin().await;
+    admin.batch_execute("BEGIN; SELECT 1 FROM engines FOR UPDATE").await.unwrap();
+    let mut pins = PinServiceClient::new(one.channel.clone());
+    let request = SealPanRequest {
+        tenant: "bank".to_owned(),
+        audit_user: "test".to_owned(),
+        plastic_id: "1001".to_owned(),
+        account_number: "4000001234567899".to_owned(),
+    };
+    let sealing = tokio::spawn({
+        let (mut pins, request) = (pins.clone(), request.clone());
+        async move { pins.seal_pan(request).await }
+    });
+    let watcher = server.admin().await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE wait_event_type = 'Lock' AND query LIKE '%FROM engines%'";
+    until("the event waits for the row", async || (watcher.execute(end, &[]).await.unwrap() > 0).then_some(())).await;
+    admin.batch_execute("COMMIT").await.unwrap();
+    let status = sealing.await.unwrap().err().unwrap();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+    until("the seal is returned", async || pins.seal_pan(request.clone()).await.ok()).await;
+    one.engine.stop().await.unwrap();
 }
