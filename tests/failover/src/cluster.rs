@@ -5,15 +5,14 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use store_postgres::{DatabaseHost, DatabaseTls, PostgresConfig};
 use zeroize::Zeroizing;
 
 use crate::{
-    deployment::LEASE_SECONDS,
     guard::{Guard, Notes, script},
+    times::LEASE_SECONDS,
 };
 
 const NODES: u16 = 3;
@@ -205,6 +204,3 @@ pub(crate) fn write_secret(path: &Path, secret: &str) {
     let mut file = std::fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
     file.write_all(secret.as_bytes()).unwrap();
 }
-
-/// How long a harness waits for a condition: far longer than any machine needs.
-pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::{
     guard::Notes,
     program::{Program, Service, Start, directory_in, free_port},
+    times::LIFETIME_SECONDS,
 };
 
 /// The engines and edges, by side.
@@ -24,10 +25,6 @@ pub const SIDES: usize = 2;
 /// The zone whose key an authorization host has.
 const ZONE: &str =
     "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\"]\nuses = [\"verify\"]\n";
-/// The lifetime of a control, in seconds.
-pub const LIFETIME_SECONDS: u64 = 30;
-/// The lease of an engine's name, in seconds.
-pub const LEASE_SECONDS: u64 = 3;
 /// The tries of a card.
 pub const TRIES: u32 = 3;
 

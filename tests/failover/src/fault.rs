@@ -7,8 +7,9 @@ use rustix::process::Signal;
 
 use crate::{
     cluster::Cluster,
-    deployment::{Deployment, LEASE_SECONDS, LIFETIME_SECONDS, edge_name, engine_name},
+    deployment::{Deployment, edge_name, engine_name},
     program::Exit,
+    times::{LEASE_SECONDS, LIFETIME_SECONDS},
 };
 
 /// Longer than the lease of an engine.

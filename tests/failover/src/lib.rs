@@ -24,4 +24,5 @@ pub mod program;
 pub mod run;
 pub mod run_report;
 pub mod single_server;
+pub mod times;
 pub mod traffic;

@@ -12,12 +12,12 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::{
     caller::{Caller, Ended},
-    cluster::PATIENCE,
     deployment::{Deployment, SIDES, TRIES},
     guard::Guard,
     run::{new_traffic, report, runtime, verify_chains},
     run_report::RunReport,
     single_server::SingleServer,
+    times::PATIENCE,
     traffic::Traffic,
 };
 

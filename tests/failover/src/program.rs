@@ -18,7 +18,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{cluster::PATIENCE, guard::Notes};
+use crate::{guard::Notes, times::PATIENCE};
 
 /// How often the supervisor looks.
 const PERIOD: Duration = Duration::from_millis(100);

@@ -17,9 +17,10 @@ use crate::{
     caller::Caller,
     chain_events::{Events, missing_events},
     cluster::{Cluster, Patroni},
-    deployment::{Deployment, LIFETIME_SECONDS, SIDES, TRIES},
+    deployment::{Deployment, SIDES, TRIES},
     fault::{Fault, LATE_EFFECTS, unexpected_exits},
     run_report::{RunReport, calls_by_kind, gaps, locked, longest_wait, refused_uses},
+    times::LIFETIME_SECONDS,
     traffic::Traffic,
 };
 

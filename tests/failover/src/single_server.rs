@@ -13,7 +13,11 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use store_postgres::{DatabaseHost, PostgresConfig};
 use tempfile::TempDir;
 
-use crate::{cluster::PATIENCE, deployment::LEASE_SECONDS, guard::Notes, program::free_port};
+use crate::{
+    guard::Notes,
+    program::free_port,
+    times::{LEASE_SECONDS, PATIENCE},
+};
 
 /// A server; stopped when dropped.
 pub struct SingleServer {

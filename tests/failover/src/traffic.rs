@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use crate::{
     caller::{Caller, Ended, Unexpected},
-    cluster::PATIENCE,
     deployment::SIDES,
+    times::PATIENCE,
 };
 
 pub const CLIENTS: u32 = 64;
