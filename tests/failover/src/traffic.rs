@@ -217,7 +217,7 @@ impl Client {
                 0..50 => self.set_pin(card).await,
                 // The recording has the PIN.
                 50..70 => drop(self.view_pin(card).await),
-                70..96 => self.verify_pin(card).await,
+                70..88 => self.verify_pin(card).await,
                 _ => self.reset_tries(card).await,
             }
             match self.given_up {
