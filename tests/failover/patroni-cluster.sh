@@ -7,6 +7,7 @@ set -euo pipefail
 HOME_DIR=${PATRONI_HOME:-/var/tmp/pinseal-patroni}
 BASE=${PATRONI_BASE_PORT:-23000}           # etcd BASE+{1,2,3}0, peers +{1,2,3}1, PostgreSQL +{1,2,3}2, REST +{1,2,3}3
 NODES=${PATRONI_NODES:-3}
+PATIENCE=180                               # seconds
 TTL=${PATRONI_TTL:-20} LOOP=${PATRONI_LOOP:-2} RETRY=${PATRONI_RETRY:-3}
 PG=${PG_BIN:-$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -1)}
 ME=$(id -un); RUN_AS=postgres
@@ -57,7 +58,7 @@ bootstrap:
       use_pg_rewind: true
       use_slots: true
       parameters:
-        synchronous_commit: "on"    # the standby has flushed before the client hears of it
+        synchronous_commit: "on"    # the standby has flushed before the client gets its answer
         fsync: "on"
         full_page_writes: "on"
         wal_level: replica
@@ -91,10 +92,11 @@ Y
 node_start() { local i=$1; as "${PATRONI_BIN:-patroni}" "$HOME_DIR/n$i.yml" >>"$HOME_DIR/n$i.log" 2>&1 & echo $! >"$HOME_DIR/n$i.pid"; }
 state() { curl -sS -m 2 "http://127.0.0.1:$(port "$1" 3)/cluster" 2>/dev/null; }
 status() { local i; for i in $(all); do state "$i" | jq -r '.members[]|"\(.name) \(.role) \(.state) timeline=\(.timeline // "-") lag=\(.lag // "-")"' 2>/dev/null && return; done; echo "no node answers" >&2; return 1; }
-leader() { # asks the nodes, not the register: who says of itself that it is primary
+leader() { # the node that answers as the primary; the register of etcd may be older
   local i; for i in $(all); do [ "$(curl -s -o /dev/null -m 1 -w '%{http_code}' "http://127.0.0.1:$(port "$i" 3)/primary")" = 200 ] && { echo "n$i"; return; }; done; return 1; }
-wait_leader() { local t l; t=$(now); for _ in $(seq 1200); do l=$(leader || true); [ -n "$l" ] && [ "$l" != "${1:-}" ] && { echo "$l after $(since "$t") s"; return; }; sleep 0.05; done; echo "no new leader in 60 s" >&2; return 1; }
-wait_sync() { local t l; t=$(now); for _ in $(seq 1200); do l=$(leader || true); [ -n "$l" ] && state "$(number "$l")" | jq -e '[.members[]|select(.role=="sync_standby" and (.state=="running" or .state=="streaming"))]|length>=1' >/dev/null 2>&1 && { echo "synchronous standby after $(since "$t") s"; return; }; sleep 0.1; done; echo "no synchronous standby in 120 s" >&2; return 1; }
+wait_leader() { local t l end; t=$(now) end=$((SECONDS + PATIENCE)); while [ $SECONDS -lt $end ]; do l=$(leader || true); [ -n "$l" ] && [ "$l" != "${1:-}" ] && { echo "$l after $(since "$t") s"; return; }; sleep 0.05; done; echo "no new leader in $PATIENCE s" >&2; return 1; }
+wait_sync() { local t l end; t=$(now) end=$((SECONDS + PATIENCE)); while [ $SECONDS -lt $end ]; do l=$(leader || true); [ -n "$l" ] && state "$(number "$l")" | jq -e '[.members[]|select(.role=="sync_standby" and (.state=="running" or .state=="streaming"))]|length>=1' >/dev/null 2>&1 && { echo "synchronous standby after $(since "$t") s"; return; }; sleep 0.1; done; echo "no synchronous standby in $PATIENCE s" >&2; return 1; }
+some_leader() { wait_leader | cut -d" " -f1; } # a busy machine may not answer the first question in time
 url() { local h="" p="" i; for i in $(all); do h+="127.0.0.1,"; p+="$(port "$i" 2),"; done; echo "host=${h%,} port=${p%,} user=pinseal password=pinseal-test dbname=${1:-pinseal} sslmode=verify-full sslrootcert=$HOME_DIR/tls/ca.pem target_session_attrs=read-write connect_timeout=2"; }
 pids_of() { # the node's Patroni and everything below its postmaster
   local i; i=$(number "$1"); cat "$HOME_DIR/n$i.pid" 2>/dev/null || true; [ -f "$HOME_DIR/pg$i/postmaster.pid" ] && { local m; m=$(head -1 "$HOME_DIR/pg$i/postmaster.pid"); echo "$m"; ps -o pid= --ppid "$m" || true; }; return 0; }
@@ -105,14 +107,14 @@ case ${1:-} in
     for i in $(all); do configuration "$i"; node_start "$i"; done
     wait_leader; wait_sync; psql -qX "$(url postgres | sed 's/user=pinseal password=pinseal-test/user=postgres password=super-test/')" -c "create role pinseal login password 'pinseal-test'" -c 'create database pinseal owner pinseal'; echo "started in $(since "$t") s"; status ;;
   status) status ;;
-  leader) leader ;;
+  leader) some_leader ;;
   url) url "${2:-}" ;;
   wait-leader) wait_leader "${2:-}" ;;
   wait-sync) wait_sync ;;
-  kill-node) n=${2:-$(leader)}; for p in $(pids_of "$n"); do kill -KILL "$p" 2>/dev/null || true; done; echo "$n" ;;         # the machine dies
-  kill-postgres) n=${2:-$(leader)}; kill -KILL "$(head -1 "$HOME_DIR/pg$(number "$n")/postmaster.pid")"; echo "$n" ;;           # the database crashes
-  freeze-node) n=${2:-$(leader)}; pids_of "$n" | xargs kill -STOP 2>/dev/null || true; echo "$n" ;;                             # the machine hangs, and comes back believing it leads
-  freeze-postgres) n=${2:-$(leader)}; pids_of "$n" | tail -n +2 | xargs kill -STOP 2>/dev/null || true; echo "$n" ;;                # its disk stalls: PostgreSQL hangs, Patroni lives
+  kill-node) n=${2:-$(some_leader)}; for p in $(pids_of "$n"); do kill -KILL "$p" 2>/dev/null || true; done; echo "$n" ;;         # the machine dies
+  kill-postgres) n=${2:-$(some_leader)}; kill -KILL "$(head -1 "$HOME_DIR/pg$(number "$n")/postmaster.pid")"; echo "$n" ;;           # the database crashes
+  freeze-node) n=${2:-$(some_leader)}; pids_of "$n" | xargs kill -STOP 2>/dev/null || true; echo "$n" ;;                             # the machine hangs, and continues as if it led
+  freeze-postgres) n=${2:-$(some_leader)}; pids_of "$n" | tail -n +2 | xargs kill -STOP 2>/dev/null || true; echo "$n" ;;                # its disk stalls: PostgreSQL hangs, Patroni lives
   thaw-node) pids_of "$2" | xargs kill -CONT 2>/dev/null || true ;;
   revive) i=$(number "$2"); node_start "$i" ;;
   # Ends the cluster when the process at the other end of standard input ends, whatever ended it, and the processes that it named
