@@ -1,7 +1,9 @@
 //! The health of the engines (gRPC health checking protocol): which engines get calls, and when the edge is ready.
 
 use std::{
-    fmt,
+    error::Error,
+    fmt, io,
+    iter::successors,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +20,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep_until, timeout},
 };
-use tonic::{Code, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::api_error;
@@ -48,7 +50,13 @@ pub(crate) enum NotReady {
         /// The longest time for the check.
         limit: Duration,
     },
-    /// The health check failed: no connection, for example.
+    /// No connection to the engine could be opened in time.
+    #[error("no connection to the engine could be opened: {cause}")]
+    ConnectTimeout {
+        /// The status of the call with its sources.
+        cause: String,
+    },
+    /// The health check failed: the engine refused the connection, for example.
     #[error("the engine's health can't be read: {cause}")]
     Unreachable {
         /// The status of the call with its sources.
@@ -91,6 +99,15 @@ struct EngineHealth {
     address: EngineAddress,
     endpoint: Arc<EngineEndpoint>,
     client: HealthClient<EngineChannel>,
+}
+
+/// The checks of an engine so far.
+#[derive(Default)]
+struct CheckHistory {
+    /// The number of checks that the engine has missed since its last answer.
+    missed: u32,
+    /// The state after the last check; `None` before the first one.
+    state: Option<EngineState>,
 }
 
 impl EnginesHealth {
@@ -154,39 +171,45 @@ impl EngineHealth {
             Err(status) if status.code() == Code::PermissionDenied => {
                 Err(NotReady::Denied { cause: status.message().to_owned() })
             }
+            Err(status) if is_timeout(&status) => Err(NotReady::ConnectTimeout { cause: api_error::cause_of(&status) }),
             Err(status) => Err(NotReady::Unreachable { cause: api_error::cause_of(&status) }),
         }
     }
 
     /// Checks the engine at a steady interval, without end, and sets which calls it gets.
     async fn watch(self) {
-        let mut missed: u32 = 0;
+        let mut checks = CheckHistory::default();
         loop {
             let began = Instant::now();
             let checked = timeout(CHECK_TIME_MAX, self.serves(WHOLE_ENGINE)).await;
-            missed = if checked.is_err() { missed.saturating_add(1) } else { 0 };
-            let reason = match checked {
-                Ok(Ok(true)) => None,
-                Ok(Ok(false)) => Some(NotReady::NotServing),
-                Ok(Err(reason)) => Some(reason),
-                Err(_) => Some(NotReady::Timeout { limit: CHECK_TIME_MAX }),
-            };
-            self.set(reason, missed);
+            self.set(checked.unwrap_or(Err(NotReady::Timeout { limit: CHECK_TIME_MAX })), &mut checks);
             sleep_until((began + CHECK_EVERY).into()).await;
         }
     }
 
-    /// Sets the state of the engine by its last check, and logs a change.
-    fn set(&self, reason: Option<NotReady>, missed: u32) {
+    /// Sets the state of the engine by its last check, and logs the first state and each change.
+    fn set(&self, checked: Result<bool, NotReady>, checks: &mut CheckHistory) {
+        let reason = match checked {
+            Ok(true) => None,
+            Ok(false) => Some(NotReady::NotServing),
+            Err(reason) => Some(reason),
+        };
+        checks.missed = match &reason {
+            Some(NotReady::Timeout { .. } | NotReady::ConnectTimeout { .. }) => checks.missed.saturating_add(1),
+            // No answer: a network that reports a lost host at times must not end the silence of its engine.
+            Some(NotReady::Unreachable { .. }) => checks.missed,
+            None | Some(NotReady::Denied { .. } | NotReady::LowOnSpace | NotReady::NotServing) => 0,
+        };
         let state = match &reason {
             None => EngineState::Usable,
-            Some(_) if missed < MISSED_MAX => EngineState::LastResort,
+            Some(_) if checks.missed < MISSED_MAX => EngineState::LastResort,
             Some(_) => EngineState::Silent,
         };
-        let (before, engine) = (self.endpoint.set_state(state), &self.address);
+        self.endpoint.set_state(state);
+        let (before, engine) = (checks.state.replace(state), &self.address);
         match reason {
-            _ if before == state => {}
-            None => tracing::info!(%engine, "an engine is usable again"),
+            _ if before == Some(state) => {}
+            None => tracing::info!(%engine, "an engine is usable"),
             Some(reason) if state == EngineState::Silent => {
                 tracing::warn!(%engine, %reason, "an engine is silent, and gets no call until it answers a health check");
             }
@@ -201,6 +224,12 @@ impl fmt::Debug for EnginesHealth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(|engine| (&engine.address, engine.endpoint.state()))).finish()
     }
+}
+
+/// Whether the call failed because a connection timed out.
+fn is_timeout(status: &Status) -> bool {
+    successors(Some(status as &(dyn Error + 'static)), |&error| error.source())
+        .any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut))
 }
 
 #[derive(Debug)]
@@ -238,25 +267,48 @@ mod tests {
     async fn an_engine_that_misses_two_checks_is_silent() {
         let (health, _) = away::<1>();
         let engine = &health.0[0];
-        let timeout = || Some(NotReady::Timeout { limit: CHECK_TIME_MAX });
-        for (reason, missed, state) in [
-            (None, 0, EngineState::Usable),
-            (Some(NotReady::NotServing), 0, EngineState::LastResort),
-            (None, 0, EngineState::Usable),
-            (timeout(), 1, EngineState::LastResort),
-            (timeout(), 2, EngineState::Silent),
-            (timeout(), 3, EngineState::Silent),
-            (Some(NotReady::Unreachable { cause: String::new() }), 0, EngineState::LastResort),
-        ] {
-            engine.set(reason, missed);
-            assert_eq!(engine.endpoint.state(), state, "{missed}");
+        let timeout = || Err(NotReady::Timeout { limit: CHECK_TIME_MAX });
+        let connect_timeout = || Err(NotReady::ConnectTimeout { cause: String::new() });
+        let unreachable = || Err(NotReady::Unreachable { cause: String::new() });
+        let mut checks = CheckHistory::default();
+        for (number, (checked, state)) in [
+            (unreachable(), EngineState::LastResort),
+            (Ok(true), EngineState::Usable),
+            (Ok(false), EngineState::LastResort),
+            (Ok(true), EngineState::Usable),
+            (timeout(), EngineState::LastResort),
+            (unreachable(), EngineState::LastResort),
+            (connect_timeout(), EngineState::Silent),
+            // Only an answer ends the silence.
+            (unreachable(), EngineState::Silent),
+            (timeout(), EngineState::Silent),
+            (Err(NotReady::Denied { cause: String::new() }), EngineState::LastResort),
+            (timeout(), EngineState::LastResort),
+            (timeout(), EngineState::Silent),
+            (Ok(true), EngineState::Usable),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            engine.set(checked, &mut checks);
+            assert_eq!(engine.endpoint.state(), state, "check {number}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_check_of_a_host_that_sends_nothing_is_missed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: EngineAddress = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let engines = EngineChannel::from(channel(&address, None).unwrap());
+        let health = EnginesHealth::new(vec![(address.clone(), channel(&address, None).unwrap())], &engines);
+        let reason = health.0[0].serves(WHOLE_ENGINE).await.unwrap_err();
+        assert!(matches!(reason, NotReady::ConnectTimeout { .. }), "{reason}");
     }
 
     #[tokio::test]
     async fn the_metric_has_each_engine() {
         let (health, engines) = away::<2>();
-        engines.engines()[1].set_state(EngineState::Silent);
+        engines.engines()[0].set_state(EngineState::Usable);
         let mut registry = Registry::with_prefix("pinseal_edge");
         health.register(&mut registry);
         let text = exposition(&registry).unwrap();

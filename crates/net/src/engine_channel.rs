@@ -46,10 +46,10 @@ pub struct EngineEndpoint {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum EngineState {
-    /// The engine gets its share of the calls. The state at the start.
-    #[default]
+    /// The engine gets its share of the calls.
     Usable,
-    /// The engine gets a call only while no engine is usable. It answers, possibly with an error that names its reason.
+    /// The engine gets a call only while no engine is usable. The state at the start, before the engine has answered.
+    #[default]
     LastResort,
     /// The engine does not answer and gets no call: a call would wait until its deadline.
     Silent,
@@ -393,6 +393,10 @@ mod tests {
             (engine(&LAST_ANSWER).await, engine(&LAST_ANSWER).await);
         let channel = EngineChannel::over([first, other]);
         let [of_first, of_other] = channel.engines() else { panic!("two engines") };
+        for engine in [of_first, of_other] {
+            // An engine that was not checked yet gets no call beside a usable one.
+            assert_eq!(engine.set_state(EngineState::Usable), EngineState::LastResort);
+        }
         let counts = || [&first_connections, &other_connections].map(|connections| connections.load(Ordering::SeqCst));
         for state in [EngineState::LastResort, EngineState::Silent] {
             assert_eq!(of_first.set_state(state), EngineState::Usable);
