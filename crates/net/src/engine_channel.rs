@@ -250,6 +250,17 @@ mod tests {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
     }
 
+    #[tokio::test]
+    async fn an_idle_connection_without_an_answer_to_ping_ends() {
+        let (listener, channel) = listener().await;
+        let peer = tokio::spawn(async move { serve(listener.accept().await.unwrap().0, &ANSWER).await });
+        let channel = EngineChannel::from(channel);
+        assert!(call(&channel).await);
+        // The peer sends no frame any more, and reads until the connection ends.
+        tokio::time::timeout(std::time::Duration::from_secs(60), peer).await.unwrap().unwrap().unwrap();
+        drop(channel);
+    }
+
     /// A listener, and a channel to it.
     async fn listener() -> (TcpListener, Channel) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
