@@ -14,7 +14,9 @@ use std::{
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use net::{EngineChannel, connect::channel};
-use proto::{ExportAuditRequest, audit_service_client::AuditServiceClient};
+use proto::{
+    AuditOutcome, CardAction, ExportAuditRequest, audit_entry::Event, audit_service_client::AuditServiceClient,
+};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::{body::Body, client::GrpcService, transport::Channel};
@@ -70,6 +72,24 @@ async fn newest_entry(channel: Channel) -> u64 {
     entries.message().await.unwrap().unwrap().entry.unwrap().sequence
 }
 
+/// The controls that an engine opened, by its audit entries.
+async fn opened_controls(channel: Channel) -> Vec<String> {
+    let request = ExportAuditRequest { start_sequence: 1, ..Default::default() };
+    let mut entries = AuditServiceClient::new(channel).export_audit(request).await.unwrap().into_inner();
+    let mut opened = Vec::new();
+    while let Some(message) = entries.message().await.unwrap() {
+        let entry = message.entry.unwrap();
+        let is_done = entry.outcome() == AuditOutcome::Done;
+        if let Some(Event::Card(card)) = entry.event
+            && card.action() == CardAction::OpenControl
+            && is_done
+        {
+            opened.push(card.control_id);
+        }
+    }
+    opened
+}
+
 /// The value of the gauge of an engine.
 fn is_usable(edge: &EdgeProcess, url: &str) -> bool {
     let usable = format!("pinseal_edge_engine_usable{{engine=\"{url}\"}} 1");
@@ -81,6 +101,8 @@ struct Callers {
     connection: EngineChannel,
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
+    /// The ids of the controls in the answers of each caller.
+    opened: Arc<[Mutex<Vec<String>>]>,
     /// The errors of each caller.
     failed: Arc<[Mutex<Vec<String>>]>,
     tasks: Vec<JoinHandle<()>>,
@@ -89,11 +111,12 @@ struct Callers {
 impl Callers {
     fn start(edge: &EdgeProcess) -> Self {
         let connection = EngineChannel::from(channel(&edge.url.parse().unwrap(), None).unwrap());
-        let failed: Arc<[Mutex<Vec<String>>]> = (0..CALLERS).map(|_| Mutex::default()).collect();
+        let of_each_caller = || (0..CALLERS).map(|_| Mutex::default()).collect::<Arc<[Mutex<Vec<String>>]>>();
+        let (opened, failed) = (of_each_caller(), of_each_caller());
         let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let tasks = (0..CALLERS).map(|caller| {
             let (connection, stop) = (connection.clone(), Arc::clone(&stop));
-            let (answered, failed) = (Arc::clone(&answered), Arc::clone(&failed));
+            let (answered, opened, failed) = (Arc::clone(&answered), Arc::clone(&opened), Arc::clone(&failed));
             tokio::spawn(async move {
                 for call in 0..usize::MAX {
                     if stop.load(Ordering::Relaxed) {
@@ -101,7 +124,10 @@ impl Callers {
                     }
                     // A card has a limit of controls.
                     match open(&connection, 7_000_000 + caller * 100_000 + call / 50).await {
-                        Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Ok(control) => {
+                            opened[caller].lock().unwrap().push(control);
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
                         Err(error) => failed[caller].lock().unwrap().push(error),
                     }
                     tokio::time::sleep(PAUSE).await;
@@ -109,7 +135,7 @@ impl Callers {
             })
         });
         let tasks = tasks.collect();
-        Self { connection, stop, answered, failed, tasks }
+        Self { connection, stop, answered, opened, failed, tasks }
     }
 
     /// Waits until there are [`ANSWERS`] more.
@@ -133,8 +159,8 @@ impl Callers {
     }
 }
 
-/// Opens a control over a connection to an edge.
-async fn open(connection: &EngineChannel, plastic_id: usize) -> Result<(), String> {
+/// Opens a control over a connection to an edge. Returns the id of the control.
+async fn open(connection: &EngineChannel, plastic_id: usize) -> Result<String, String> {
     let request = Request::post(format!("/pincontrol/v2/plastic/{plastic_id}?auditUser=it"))
         .header("authorization", format!("Bearer {TOKEN}"))
         .header("content-type", "application/json")
@@ -142,7 +168,11 @@ async fn open(connection: &EngineChannel, plastic_id: usize) -> Result<(), Strin
     let answer = connection.clone().call(request.unwrap()).await.map_err(|error| format!("{error:?}"))?;
     let status = answer.status();
     let body = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
-    if status == StatusCode::CREATED { Ok(()) } else { Err(format!("{status} {}", String::from_utf8_lossy(&body))) }
+    if status != StatusCode::CREATED {
+        return Err(format!("{status} {}", String::from_utf8_lossy(&body)));
+    }
+    let control: serde_json::Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    control["id"].as_str().map(str::to_owned).ok_or_else(|| "an answer without the id of its control".to_owned())
 }
 
 /// Two engines without TLS, and an edge with metrics before both.
@@ -188,8 +218,19 @@ async fn no_call_fails_while_engines_stop_one_after_the_other() {
         let used = async || (newest(&engines[stopped], directory.path()).await > before).then_some(());
         within(CONDITION_TIME_MAX, "the engine gets no call after its start", used).await;
     }
+    let answers = Arc::clone(&callers.opened);
     let failed = callers.stop().await;
     assert_eq!(failed.concat(), Vec::<String>::new());
+
+    // A call that was sent again had one effect.
+    let mut opened = Vec::new();
+    for engine in &engines {
+        opened.extend(opened_controls(channel_as("client", directory.path(), engine.process())).await);
+    }
+    let mut answered: Vec<_> = answers.iter().flat_map(|of_caller| of_caller.lock().unwrap().clone()).collect();
+    opened.sort();
+    answered.sort();
+    assert!(opened == answered, "{} controls were opened, {} answered", opened.len(), answered.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
