@@ -77,6 +77,10 @@ pub struct Settings {
     pub web_view: Option<WebView>,
 }
 
+/// The timeout of a connection to one of several engines: below that of a health check, and a part of that of a call, which
+/// another engine may still answer.
+const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_800);
+
 /// The gRPC clients of the engines.
 #[derive(Clone)]
 pub(crate) struct EngineClient {
@@ -92,7 +96,10 @@ impl EngineClient {
     /// # Errors
     /// [`TlsError::Plain`]: an address requires TLS, and `tls` is `None`.
     fn new(addresses: &[EngineAddress], tls: Option<&ClientTls>) -> Result<Self, TlsError> {
-        let connect = |address: &EngineAddress| connect::channel(address, tls.cloned());
+        let connect = |address: &EngineAddress| match addresses {
+            [_] => connect::channel(address, tls.cloned()),
+            _ => connect::channel_within(address, tls.cloned(), CONNECT_TIME_MAX),
+        };
         let channel = EngineChannel::over(addresses.iter().map(connect).collect::<Result<Vec<_>, _>>()?);
         let checked = addresses.iter().map(|address| Ok((address.clone(), connect(address)?)));
         let health = EnginesHealth::new(checked.collect::<Result<_, TlsError>>()?, &channel);

@@ -20,14 +20,15 @@ use crate::engine_address::{AddressError, EngineAddress};
 use crate::served_stream::ServedStream;
 use crate::tls::{ClientTls, TlsError};
 
-/// The timeout of a TCP connection, its TLS handshake and the first byte of HTTP/2: below the timeout of a health check, and a
-/// fraction of that of a call, which another engine may still answer.
-const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_800);
+/// The timeout of a TCP connection, its TLS handshake and the first byte of HTTP/2.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// The time after a timeout in which no connection is tried: the calls that wait for it fail together, and another engine gets
 /// them. Without it, each of them would wait for a timeout after the other.
 const PAUSE_AFTER_TIMEOUT: Duration = Duration::from_millis(250);
-/// The interval of HTTP/2 PING frames, also without a call in flight, and the timeout of an answer.
+/// The interval of HTTP/2 PING frames, also without a call in flight.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// The timeout of the answer to a PING frame.
+const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// A channel to the engine at `address`: with `tls`, always by mutual TLS; without, only to `http` on this machine. The
 /// channel connects at the first call, and again after a failed connection. No call is sent before the engine serves HTTP/2 on
@@ -36,6 +37,14 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`TlsError::Plain`] without `tls` and with an address that requires TLS.
 pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channel, TlsError> {
+    channel_within(address, tls, CONNECT_TIME_MAX)
+}
+
+/// The same, with a timeout for each connection until it serves HTTP/2, instead of 5 s.
+///
+/// # Errors
+/// [`TlsError::Plain`], as [`channel`].
+pub fn channel_within(address: &EngineAddress, tls: Option<ClientTls>, limit: Duration) -> Result<Channel, TlsError> {
     if tls.is_none() && !address.may_be_plain() {
         return Err(TlsError::Plain { address: address.clone() });
     }
@@ -44,7 +53,7 @@ pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channe
     let endpoint = Endpoint::from_shared(address.to_string())
         .map_err(|_| AddressError(address.to_string()))?
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
-        .keep_alive_timeout(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_TIME_MAX)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
     // `Endpoint::connect_timeout` would end with an error without `ConnectError`.
@@ -53,14 +62,14 @@ pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channe
         let (address, tls, timed_out) = (address.clone(), tls.clone(), Arc::clone(&timed_out));
         async move {
             if lock(&timed_out).is_some_and(|at| at.elapsed() < PAUSE_AFTER_TIMEOUT) {
-                return Err(not_served_in_time());
+                return Err(not_served_in_time(limit));
             }
             let connecting = async { ServedStream::start(connect(&address, tls.as_ref()).await?).await };
-            if let Ok(connected) = timeout(CONNECT_TIME_MAX, connecting).await {
+            if let Ok(connected) = timeout(limit, connecting).await {
                 return connected.map(TokioIo::new);
             }
             *lock(&timed_out) = Some(Instant::now());
-            Err(not_served_in_time())
+            Err(not_served_in_time(limit))
         }
     })))
 }
@@ -70,9 +79,9 @@ fn lock(timed_out: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
     timed_out.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn not_served_in_time() -> io::Error {
-    let limit = CONNECT_TIME_MAX.as_millis();
-    let text = format!("the peer did not serve HTTP/2 within {limit} ms: check that it runs and is reachable");
+fn not_served_in_time(limit: Duration) -> io::Error {
+    let text =
+        format!("the peer did not serve HTTP/2 within {} ms: check that it runs and is reachable", limit.as_millis());
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
