@@ -360,12 +360,17 @@ fn body_message(body: &Body) -> EventMessage {
 
 fn versions_message(versions: StorageKeyVersions) -> proto::StorageKeyVersions {
     let StorageKeyVersions { wrapped, iso_4, tdes, one_way } = versions;
-    let [wrapped, iso_4, tdes, one_way] = [wrapped, iso_4, tdes, one_way].map(u32::from);
-    proto::StorageKeyVersions { wrapped, iso_4, tdes, one_way }
+    let [wrapped_version, iso4_version, tdes_version, one_way_version] = [wrapped, iso_4, tdes, one_way].map(u32::from);
+    proto::StorageKeyVersions { wrapped_version, iso4_version, tdes_version, one_way_version }
 }
 
 fn read_versions(versions: proto::StorageKeyVersions) -> Option<StorageKeyVersions> {
-    let proto::StorageKeyVersions { wrapped, iso_4, tdes, one_way } = versions;
+    let proto::StorageKeyVersions {
+        wrapped_version: wrapped,
+        iso4_version: iso_4,
+        tdes_version: tdes,
+        one_way_version: one_way,
+    } = versions;
     let version = |version: u32| u16::try_from(version).ok();
     Some(StorageKeyVersions {
         wrapped: version(wrapped)?,
