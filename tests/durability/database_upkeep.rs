@@ -4,41 +4,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
 };
 
-use super::server::Server;
+use super::{
+    command::{done, refused, text},
+    server::Server,
+};
 use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
     engine_process::{EngineProcess, device},
     rotation::watched,
 };
-
-fn pinseal(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Runs a command that must succeed. Returns its output.
-fn done(arguments: &[&str]) -> String {
-    let output = pinseal(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
-    said(&output)
-}
-
-/// Runs a command that must fail with this exit code. Returns its output.
-fn refused(code: i32, arguments: &[&str]) -> String {
-    let output = pinseal(arguments);
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
-    said(&output)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// The section of an engine's configuration that names the server.
 fn section(server: &Server, engine: &str) -> String {

@@ -8,6 +8,7 @@
     reason = "a test that is surprised must fail"
 )]
 
+mod command;
 mod database_upkeep;
 mod disk_shim;
 mod kill;

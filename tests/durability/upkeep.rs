@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,31 +15,13 @@ use std::{
 use device::Device;
 use tonic::Code;
 
+use super::command::{done, pinseal, said, text};
 use support::{
     engine_process::{Client, EngineProcess, device, reason},
     wait::soon,
 };
 
 const LONG_LIVED: &str = "call_timeout_milliseconds = 60000\n[control]\nlifetime_seconds = 3600";
-
-fn pinseal(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Runs a command that must succeed. Returns its output.
-fn done(arguments: &[&str]) -> String {
-    let output = pinseal(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
-    said(&output)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// The text behind this label, to the next comma or the end of the line.
 fn value<'a>(output: &'a str, label: &str) -> &'a str {
