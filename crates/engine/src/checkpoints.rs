@@ -317,8 +317,8 @@ pub enum CheckpointError {
     #[error(
         "the store {store} ends with audit entry {end}, and the checkpoint {} is of entry {signed}: its newest \
          entries are lost, with the PINs that were set and the controls that were spent under them. Keep a copy of the store. \
-         Rescue what can be read (`pinseal store salvage`) or restore a backup (`pinseal store restore`). To serve a store \
-         without these entries, move the checkpoint elsewhere, keep it, and start the engine again", path.display()
+         Rescue what can be read (`pinseal store salvage`) or restore a backup (`pinseal store restore`); recover a database to \
+         a later moment by PostgreSQL. To serve a store without these entries, move the checkpoint elsewhere, keep it, and start the engine again", path.display()
     )]
     EndsBefore {
         /// The checkpoint.

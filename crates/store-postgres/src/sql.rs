@@ -23,8 +23,8 @@ pub(crate) const CLIENT_CHECK: &str =
 /// A commit that is answered before it is durable would be lost (R11).
 pub(crate) const SYNCHRONOUS_COMMIT: &str = "SHOW synchronous_commit";
 pub(crate) const SYNCHRONOUS_COMMIT_SET: &str = "SELECT set_config('synchronous_commit', $1, false)";
-/// Microseconds since 1970-01-01T00:00:00Z, and the newest ones that a transaction of any engine has used, in a statement of its own after the locks: a statement that waits for a lock may
-/// have judged the time before it waited (R6).
+/// Microseconds since 1970-01-01T00:00:00Z, and the newest ones that a transaction of any engine has used. A statement of its own
+/// after the locks: a statement that waits for a lock may have judged the time before it waited (R6).
 pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
      (SELECT max(newest_time) FROM engines)";
 
@@ -50,7 +50,7 @@ pub(crate) const KEY_VERSIONS_LOCK: &str = "SELECT keys, card_reference_key, min
 /// R2, R10: under the lock of the key versions, every engine's row.
 pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head, \
      keys FROM engines ORDER BY name FOR UPDATE";
-/// R2: compare-and-set on the incarnation, after the lease has expired; $6 for an incarnation of this very process.
+/// R2: compare-and-set on the incarnation, after the lease has expired, or at once where $6 says that no process is registered.
 pub(crate) const ENGINE_REGISTER: &str = "UPDATE engines SET incarnation = $3, session = $4, registered = true, \
      newest_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second', schema_version = $7 \
      WHERE name = $1 AND incarnation = $2 AND ($6::boolean OR lease_until < clock_timestamp())";
