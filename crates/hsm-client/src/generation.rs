@@ -156,15 +156,19 @@ fn connect(socket: &Path, user: u32, connections: usize) -> io::Result<Vec<UnixS
 
 /// Sends the hello and reads the welcome.
 async fn greet(stream: UnixStream, path: &Path) -> Result<(UnixStream, Welcome), BoundaryError> {
-    let io = |error: io::Error| match error.kind() {
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => BoundaryError::Ended { path: path.to_owned() },
-        _ => BoundaryError::Io { path: path.to_owned(), error },
+    let io = |error: io::Error| match is_closed_by_peer(&error) {
+        true => BoundaryError::Ended { path: path.to_owned() },
+        false => BoundaryError::Io { path: path.to_owned(), error },
     };
     stream.set_nonblocking(true).map_err(io)?;
     let mut stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
     let mut hello = Vec::new();
     frame::push_hello(&mut hello);
-    tokio::io::AsyncWriteExt::write_all(&mut stream, &hello).await.map_err(io)?;
+    match tokio::io::AsyncWriteExt::write_all(&mut stream, &hello).await {
+        // A process that cannot serve sends its reason at once and ends: the welcome is still there to read.
+        Err(error) if is_closed_by_peer(&error) => {}
+        sent => sent.map_err(io)?,
+    }
     let mut arrived = Vec::with_capacity(frame::FRAME_BYTES_MAX);
     loop {
         let refused = |error| BoundaryError::Frame { path: path.to_owned(), error };
@@ -175,5 +179,35 @@ async fn greet(stream: UnixStream, path: &Path) -> Result<(UnixStream, Welcome),
         if stream.read_buf(&mut arrived).await.map_err(io)? == 0 {
             return Err(BoundaryError::Ended { path: path.to_owned() });
         }
+    }
+}
+
+fn is_closed_by_peer(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_ends_before_the_hello_still_says_why() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut welcome = Vec::new();
+        frame::push_welcome(&mut welcome, &Welcome::Closed("no passphrase".to_owned()));
+        theirs.write_all(&welcome).unwrap();
+        drop(theirs);
+        let (_, welcome) = greet(ours, Path::new("hsm")).await.unwrap();
+        assert!(matches!(welcome, Welcome::Closed(reason) if reason == "no passphrase"));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_without_a_welcome_is_named() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let ended = greet(ours, Path::new("hsm")).await;
+        assert!(matches!(ended, Err(BoundaryError::Ended { path }) if path == Path::new("hsm")));
     }
 }
