@@ -357,7 +357,7 @@ fn every_rejected_http_request_has_an_error_body() {
 
 #[test]
 fn a_cut_body_is_malformed_and_a_stalled_times_out() {
-    let services = Services::new("request_timeout_milliseconds = 2000");
+    let services = Services::new("request_timeout_milliseconds = 60000");
     let path = "/v3/set?auditUser=it";
     let chunked = "transfer-encoding: chunked";
     for (headers, body) in [
@@ -374,7 +374,7 @@ fn a_cut_body_is_malformed_and_a_stalled_times_out() {
         let answer = services.edge.post_raw(path, headers, body, false);
         assert_eq!(answer.fault(), (408, "BODY_TIMEOUT"), "{headers}: {body}");
     }
-    assert!(began.elapsed().as_secs() < 6, "a stalled body takes as long as a request may");
+    assert!(began.elapsed().as_secs() < 60, "a stalled body takes as long as a request may");
 }
 
 #[test]

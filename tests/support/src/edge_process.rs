@@ -101,8 +101,13 @@ impl EdgeProcess {
         let client = one_client(directory);
         write_secret(&directory.join("other-token"), OTHER_TOKEN);
         let config = directory.join("edge.toml");
+        // A disk that is busy with other work may keep a change waiting for longer than the 10 s of the default.
+        let long_requests = match extra.contains("request_timeout_milliseconds") {
+            true => "",
+            false => "request_timeout_milliseconds = 60000",
+        };
         let text = format!(
-            "listen = \"127.0.0.1:0\"\n{extra}\n[engine]\n{engine}\n{client}\
+            "listen = \"127.0.0.1:0\"\n{long_requests}\n{extra}\n[engine]\n{engine}\n{client}\
              [[clients]]\nname = \"other\"\ntenant = \"other\"\nbearer = {{ file = {:?} }}\n\
              [[clients]]\nname = \"backoffice\"\ntenant = \"bank\"\ntzpk_kcv = true\nbasic = {{ user = \"backoffice\", password = {{ env = \"BACKOFFICE\" }} }}\n",
             directory.join("other-token"),
@@ -196,7 +201,7 @@ impl Answer {
 impl EdgeProcess {
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.url.trim_start_matches("http://")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     }
 
