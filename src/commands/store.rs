@@ -98,7 +98,7 @@ enum StoreCommand {
         #[arg(long, value_name = "FILE|KEY", value_parser = verifier_key, requires = "checkpoint")]
         verifier_key: Option<VerifierKey>,
     },
-    /// List the engines of a database: their registration, last entry and newest storage keys
+    /// List the engines of a database: their registration, last entry and storage keys
     Engines {
         /// The configuration of an engine on the database
         #[arg(long, value_name = "FILE")]
@@ -344,16 +344,15 @@ fn print_engine(out: &mut impl Write, engine: &EngineReport) -> io::Result<()> {
         (true, true) => "registered",
         (true, false) => "registered, its lease has expired",
     };
-    let EngineReport { chain, newest_versions, last_transaction, .. } = engine;
+    let EngineReport { chain, loaded_keys, last_transaction, .. } = engine;
     write!(out, "{}: {state}; last entry {}", chain.engine, chain.head)?;
-    if let Some(versions) = newest_versions {
-        let each: Vec<_> = database::KINDS
-            .iter()
-            .zip(versions)
-            .filter(|(_, version)| **version > 0)
-            .map(|(kind, version)| format!("{} {version}", kind_name(*kind)))
-            .collect();
-        write!(out, "; newest storage keys: {}", each.join(", "))?;
+    if let Some(loaded) = loaded_keys {
+        let versions_of = |kind| {
+            let versions: Vec<_> = loaded.versions(kind).iter().map(u16::to_string).collect();
+            (!versions.is_empty()).then(|| format!("{} {}", kind_name(kind), versions.join("+")))
+        };
+        let each: Vec<_> = database::KINDS.into_iter().filter_map(versions_of).collect();
+        write!(out, "; storage keys: {}", each.join(", "))?;
     }
     if *last_transaction > UnixMillis::default()
         && let Some(time) =

@@ -13,13 +13,49 @@ pub enum StorageKeyKind {
     OneWay,
 }
 
-/// The storage key of a PIN record.
+/// A storage key, for example that of a PIN record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordKey {
     /// The kind of the key.
     pub kind: StorageKeyKind,
     /// The version of the key, 1 to 65535.
     pub version: u16,
+}
+
+/// The storage keys that an engine has loaded. Versions may be absent between two others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadedKeys(Vec<RecordKey>);
+
+impl LoadedKeys {
+    /// The keys, in the order in which they were collected.
+    pub fn keys(&self) -> &[RecordKey] {
+        &self.0
+    }
+
+    /// The versions of a kind, ascending, each once.
+    pub fn versions(&self, kind: StorageKeyKind) -> Vec<u16> {
+        let mut versions: Vec<_> = self.0.iter().filter(|key| key.kind == kind).map(|key| key.version).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        versions
+    }
+
+    /// The newest version of each kind, which encrypts; 0 for a kind without a key.
+    pub fn newest(&self) -> MinKeyVersions {
+        let newest = |kind| self.versions(kind).last().copied().unwrap_or_default();
+        MinKeyVersions {
+            wrapped: newest(StorageKeyKind::Wrapped),
+            iso_4: newest(StorageKeyKind::Iso4),
+            tdes: newest(StorageKeyKind::Tdes),
+            one_way: newest(StorageKeyKind::OneWay),
+        }
+    }
+}
+
+impl FromIterator<RecordKey> for LoadedKeys {
+    fn from_iter<T: IntoIterator<Item = RecordKey>>(keys: T) -> Self {
+        Self(keys.into_iter().collect())
+    }
 }
 
 /// The lowest version of each kind of storage key that a record to be written may be under; 0 admits every version.
@@ -137,6 +173,16 @@ mod tests {
             assert!(min.admit(RecordKey { kind, version: least }), "{kind:?}");
             assert!(min.admit(RecordKey { kind, version: u16::MAX }), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn the_newest_loaded_version_of_each_kind_encrypts() {
+        let key = |kind, version| RecordKey { kind, version };
+        let keys = [key(StorageKeyKind::Iso4, 3), key(StorageKeyKind::OneWay, 2), key(StorageKeyKind::Iso4, 1)];
+        let loaded: LoadedKeys = keys.into_iter().collect();
+        assert_eq!(loaded.versions(StorageKeyKind::Iso4), [1, 3]);
+        let newest = MinKeyVersions { wrapped: 0, iso_4: 3, tdes: 0, one_way: 2 };
+        assert_eq!(loaded.newest(), newest);
     }
 
     #[test]

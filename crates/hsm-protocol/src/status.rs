@@ -143,19 +143,10 @@ impl Status {
             || storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
     }
 
-    /// The lowest version of each kind of storage key; 0 for none.
-    pub fn oldest_storage(&self) -> StorageVersions {
-        let oldest = |form| {
-            let usage = KeyUsage::storage_of(self.level, form);
-            let versions = self.keys.iter().filter(|key| key.usage == usage).map(|key| key.version);
-            versions.min().unwrap_or(KeyVersion(0))
-        };
-        StorageVersions {
-            wrapped: oldest(StorageFormat::Wrapped),
-            iso_4: oldest(StorageFormat::Iso4),
-            tdes: oldest(StorageFormat::Iso3),
-            one_way: oldest(StorageFormat::OneWay),
-        }
+    /// The versions of the storage key of a format that are in use.
+    pub fn storage_versions(&self, form: StorageFormat) -> impl Iterator<Item = KeyVersion> + '_ {
+        let usage = KeyUsage::storage_of(self.level, form);
+        self.keys.iter().filter(move |key| key.usage == usage).map(|key| key.version)
     }
 
     /// The status of a boundary without the storage keys above these versions.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     connection::{QueryError, column},
     database_clock::millis,
-    key_versions::{KeyVersions, Versions, min_of},
+    key_versions::KeyVersions,
 };
 use audit::{
     archive::ArchivedPart,
@@ -18,7 +18,7 @@ use audit::{
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, ControlState};
 use domain::rules::{CardState, follow_account};
-use domain::storage_key::KeyWindow;
+use domain::storage_key::{KeyWindow, LoadedKeys};
 use domain::time::UnixMillis;
 use store::codec::{
     PinRow, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin, kind_code,
@@ -35,8 +35,8 @@ pub(crate) struct Needs {
     pub(crate) controls: BTreeSet<ControlId>,
     /// The tenants whose unregistered cards are counted.
     pub(crate) tenants: BTreeSet<Tenant>,
-    /// The versions that a [`Change::SetKeysInUse`] reports last.
-    pub(crate) keys: Option<Versions>,
+    /// The keys that a [`Change::SetKeysInUse`] reports last.
+    pub(crate) keys: Option<LoadedKeys>,
     /// The last entries of archived parts.
     pub(crate) archived: Vec<i64>,
 }
@@ -75,7 +75,7 @@ impl Needs {
             | Change::ReplaceAccount { card, .. } => {
                 self.cards.insert(*card);
             }
-            Change::SetKeysInUse { keys, .. } => self.keys = Some(min_of(&keys.min)),
+            Change::SetKeysInUse { keys, .. } => self.keys = Some(keys.loaded.clone()),
             Change::RemoveArchived(part) => self.archived.extend(i64::try_from(part.end().sequence)),
             Change::ConfirmReads | Change::RecordEvent | Change::RecordAccess => {}
         }
@@ -187,8 +187,8 @@ pub(crate) struct Loaded {
     pub(crate) keys: Option<KeyVersions>,
     /// The lists of keys of the other engines that have started.
     pub(crate) other_keys: Vec<Vec<u8>>,
-    /// Whether a record is under a newer key than the engine reports.
-    pub(crate) has_record_above: bool,
+    /// The version of a record's key that the engine does not report.
+    pub(crate) record_unopened: Option<u16>,
     /// Rows of [`super::sql::AUDIT_HASHES`].
     pub(crate) archived: Vec<Row>,
     /// The number of the last archived entry: rows up to it wait for the sweep.
@@ -209,7 +209,7 @@ pub(crate) struct Batch {
     pub(crate) added: BTreeMap<Tenant, i64>,
     keys: Option<KeyVersions>,
     other_keys: Vec<Vec<u8>>,
-    has_record_above: bool,
+    record_unopened: Option<u16>,
     pub(crate) report: Option<KeyReport>,
     /// The event of an activation by the present change.
     activation: Option<Body>,
@@ -226,7 +226,7 @@ pub(crate) struct Batch {
 pub(crate) struct KeyReport {
     pub(crate) keys: Vec<u8>,
     pub(crate) card_reference_key: Option<Vec<u8>>,
-    pub(crate) newest: Versions,
+    pub(crate) loaded: LoadedKeys,
     /// The rows after the report.
     pub(crate) versions: KeyVersions,
 }
@@ -243,7 +243,7 @@ impl Batch {
         may_be_unlocked: bool,
     ) -> Result<Result<Self, Unlocked>, QueryError> {
         let Loaded { now, head, window, cards, controls, unregistered, archived, archived_end, .. } = loaded;
-        let Loaded { keys, other_keys, has_record_above, .. } = loaded;
+        let Loaded { keys, other_keys, record_unopened, .. } = loaded;
         let mut batch = Self {
             engine: engine.to_owned(),
             now: millis(now),
@@ -255,7 +255,7 @@ impl Batch {
             added: BTreeMap::new(),
             keys,
             other_keys,
-            has_record_above,
+            record_unopened,
             report: None,
             activation: None,
             hashes: HashMap::new(),
@@ -464,20 +464,22 @@ impl Rows for Batch {
         if self.other_keys.iter().any(|list| !keys.compared.iter().any(|compared| **compared == **list)) {
             return Err(StorageKeyError::NotCompared.into());
         }
-        if self.has_record_above {
-            return Err(StorageKeyError::RecordAbove.into());
+        if let Some(version) = self.record_unopened {
+            return Err(StorageKeyError::RecordUnopened { version }.into());
         }
-        let newest = min_of(&keys.min);
-        start.map_or(Ok(()), |start| versions.check_oldest(min_of(&start.oldest)))?;
+        if start.is_some() {
+            versions.check_retired(&keys.loaded)?;
+        }
         let before = versions.clone();
-        versions.report(&self.engine, newest)?;
+        versions.report(&self.engine, &keys.loaded)?;
         self.activation = versions.activation_since(&before);
         versions.card_reference_key = stored.or(given.clone());
         let (min, max) = versions.window();
         if let Ok(window) = super::key_versions::window_of(&min, &max) {
             self.window = window;
         }
-        self.report = Some(KeyReport { keys: keys.list.to_vec(), card_reference_key: given, newest, versions });
+        let (list, loaded) = (keys.list.to_vec(), keys.loaded.clone());
+        self.report = Some(KeyReport { keys: list, card_reference_key: given, loaded, versions });
         Ok(())
     }
 

@@ -121,7 +121,7 @@ async fn engine_states(copying: &Copying) -> Result<Vec<EngineState>, CopyError>
             name: column(row, 0)?,
             incarnation: column(row, 1)?,
             registered: column(row, 2)?,
-            sequence: column(row, 5)?,
+            sequence: column(row, 6)?,
         })
     };
     rows.iter().map(|row| copying.read(|| state(row))).collect()

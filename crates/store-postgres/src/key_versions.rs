@@ -1,4 +1,8 @@
 //! The storage key versions that all engines share (R2, R10).
+//!
+//! Invariant: each registered engine that has reported its keys has the active version of each kind, and each version above the
+//! retired one that a record was under at its report. From its report on, records are written under the active version alone, or
+//! by the engine itself while no other is registered. So every engine opens every record.
 
 use std::fmt::Display;
 
@@ -13,7 +17,7 @@ use super::{
     tls::Tls,
 };
 use audit::entry::{Body, StorageKeyVersions};
-use domain::storage_key::{KeyWindow, MaxKeyVersions, MinKeyVersions, StorageKeyKind};
+use domain::storage_key::{KeyWindow, LoadedKeys, MaxKeyVersions, MinKeyVersions, RecordKey, StorageKeyKind};
 use store::StorageKeyError;
 use store::codec::kind_code;
 
@@ -43,8 +47,8 @@ pub(crate) struct EngineKeys {
     pub(crate) name: String,
     pub(crate) incarnation: Uuid,
     pub(crate) registered: bool,
-    /// The newest versions since the start of the engine; `None` before it reported them.
-    pub(crate) newest: Option<Versions>,
+    /// The keys of the engine since its start; `None` before it reported them.
+    pub(crate) loaded: Option<LoadedKeys>,
 }
 
 impl KeyVersions {
@@ -56,7 +60,7 @@ impl KeyVersions {
                 name: column(row, 0)?,
                 incarnation: column(row, 1)?,
                 registered: column(row, 2)?,
-                newest: column::<Option<Vec<i32>>>(row, 3)?.map(|newest| versions_of(&newest)).transpose()?,
+                loaded: loaded_of(row, 3)?,
             })
         };
         Ok(Self {
@@ -81,13 +85,22 @@ impl KeyVersions {
         self.engines.iter().filter(|engine| engine.registered).count() > 1
     }
 
-    /// R10, steps 2 and 4 in one transaction: activates the newest versions that every engine has reported, and raises the
+    /// R10, steps 2 and 4 in one transaction: activates the newest version of each kind that every engine has reported, and raises the
     /// minimum to them. The caller's UPDATE of every engine's row waits for each transaction that runs. An engine that has not
     /// reported yet is refused at its report if it lacks a version that is active by then (R2).
     pub(crate) fn raise(&mut self) {
-        let reported = self.engines.iter().filter(|engine| engine.registered).filter_map(|engine| engine.newest);
-        let Some(least) = reported.reduce(|a, b| each(a, b, u16::min)) else { return };
-        self.active = each(self.active, least, u16::max);
+        let reported: Vec<_> = self
+            .engines
+            .iter()
+            .filter(|engine| engine.registered)
+            .filter_map(|engine| engine.loaded.as_ref())
+            .collect();
+        let newest_common = KINDS.map(|kind| {
+            let lists: Vec<_> = reported.iter().map(|loaded| loaded.versions(kind)).collect();
+            let is_common = |version: &&u16| lists.iter().all(|list| list.contains(version));
+            lists.first().and_then(|list| list.iter().rev().find(is_common)).copied().unwrap_or_default()
+        });
+        self.active = each(self.active, newest_common, u16::max);
         self.min = each(self.min, self.active, u16::max);
     }
 
@@ -102,17 +115,23 @@ impl KeyVersions {
         self.write(connection).await
     }
 
-    /// R10, step 1: notes the newest versions of an engine, and raises. While another engine lacks them, records are written
-    /// under older versions.
+    /// The active version of the first kind that an engine with these keys lacks.
+    pub(crate) fn lacks_active(&self, loaded: &LoadedKeys) -> Option<u16> {
+        let lacks = |(kind, active): &(StorageKeyKind, u16)| *active > 0 && !loaded.versions(*kind).contains(active);
+        KINDS.into_iter().zip(self.active).find(lacks).map(|(_, active)| active)
+    }
+
+    /// R10, step 1: notes the keys of an engine, and raises. While another engine lacks the newest, records are written under older
+    /// versions.
     ///
     /// # Errors
-    /// R2: the engine lacks a version in use.
-    pub(crate) fn report(&mut self, engine: &str, newest: Versions) -> Result<(), StorageKeyError> {
-        if let Some((newest, active)) = newest.into_iter().zip(self.active).find(|(newest, active)| newest < active) {
-            return Err(StorageKeyError::EngineLacks { newest, active });
+    /// R2: the engine lacks the active version.
+    pub(crate) fn report(&mut self, engine: &str, loaded: &LoadedKeys) -> Result<(), StorageKeyError> {
+        if let Some(active) = self.lacks_active(loaded) {
+            return Err(StorageKeyError::EngineLacks { active });
         }
         for known in self.engines.iter_mut().filter(|known| known.name == engine) {
-            known.newest = Some(newest);
+            known.loaded = Some(loaded.clone());
         }
         self.reported = true;
         self.raise();
@@ -123,9 +142,12 @@ impl KeyVersions {
     ///
     /// # Errors
     /// [`StorageKeyError::Retired`].
-    pub(crate) fn check_oldest(&self, oldest: Versions) -> Result<(), StorageKeyError> {
-        let found = oldest.into_iter().zip(self.retired).find(|(oldest, retired)| (1..=*retired).contains(oldest));
-        found.map_or(Ok(()), |(version, _)| Err(StorageKeyError::Retired { version }))
+    pub(crate) fn check_retired(&self, loaded: &LoadedKeys) -> Result<(), StorageKeyError> {
+        let oldest = |(kind, retired)| loaded.versions(kind).first().copied().filter(|oldest| *oldest <= retired);
+        match KINDS.into_iter().zip(self.retired).find_map(oldest) {
+            Some(version) => Err(StorageKeyError::Retired { version }),
+            None => Ok(()),
+        }
     }
 
     /// The event of an activation since `before`. One engine alone states its keys in its own events.
@@ -163,6 +185,43 @@ fn each(a: Versions, b: Versions, select: fn(u16, u16) -> u16) -> Versions {
     result
 }
 
+/// The columns `loaded_kinds` and `loaded_versions`.
+pub(crate) fn loaded_columns(loaded: &LoadedKeys) -> (Vec<i32>, Vec<i32>) {
+    loaded.keys().iter().map(|key| (i32::from(kind_code(key.kind)), i32::from(key.version))).unzip()
+}
+
+/// Reads [`loaded_columns`] at a column and the next.
+pub(crate) fn loaded_of(row: &Row, at: usize) -> Result<Option<LoadedKeys>, QueryError> {
+    let columns: (Option<Vec<i32>>, Option<Vec<i32>>) = (column(row, at)?, column(row, at + 1)?);
+    let (kinds, versions) = match columns {
+        (None, None) => return Ok(None),
+        (Some(kinds), Some(versions)) if kinds.len() == versions.len() => (kinds, versions),
+        _ => return Err(malformed()),
+    };
+    let key = |(kind, version): (i32, i32)| {
+        let kind = KINDS.into_iter().find(|known| i32::from(kind_code(*known)) == kind)?;
+        Some(RecordKey { kind, version: u16::try_from(version).ok()? })
+    };
+    let loaded: Option<LoadedKeys> = kinds.into_iter().zip(versions).map(key).collect();
+    loaded.map(Some).ok_or_else(malformed)
+}
+
+/// The versions above `retired` that an engine with these keys lacks: of each gap the kind, the version before and the one behind.
+pub(crate) fn gaps(retired: Versions, loaded: &LoadedKeys) -> Vec<(StorageKeyKind, i32, i32)> {
+    let mut gaps = Vec::new();
+    for (kind, retired) in KINDS.into_iter().zip(retired) {
+        let mut after = i32::from(retired);
+        let versions = loaded.versions(kind).into_iter().map(i32::from).filter(|version| *version > i32::from(retired));
+        for before in versions.chain([i32::MAX]) {
+            if before - after > 1 {
+                gaps.push((kind, after, before));
+            }
+            after = before;
+        }
+    }
+    gaps
+}
+
 /// Versions as a column has them.
 pub(crate) fn numbers(versions: Versions) -> Vec<i32> {
     versions.map(i32::from).to_vec()
@@ -171,7 +230,11 @@ pub(crate) fn numbers(versions: Versions) -> Vec<i32> {
 pub(crate) fn versions_of(numbers: &[i32]) -> Result<Versions, QueryError> {
     let versions = numbers.iter().map(|number| u16::try_from(*number)).collect::<Result<Vec<_>, _>>().ok();
     let versions = versions.and_then(|versions| Versions::try_from(versions).ok());
-    versions.ok_or_else(|| QueryError::Row("the versions of keys are malformed".to_owned()))
+    versions.ok_or_else(malformed)
+}
+
+fn malformed() -> QueryError {
+    QueryError::Row("the versions of keys are malformed".to_owned())
 }
 
 /// The minimum versions as an array.
@@ -301,12 +364,16 @@ pub(crate) async fn connect(config: &PostgresConfig) -> Result<(Connection, Opti
 mod tests {
     use super::*;
 
-    fn engines(newest: &[Option<u16>]) -> KeyVersions {
-        let engine = |(at, newest): (usize, &Option<u16>)| EngineKeys {
+    fn keys(versions: &[u16]) -> LoadedKeys {
+        versions.iter().map(|version| RecordKey { kind: StorageKeyKind::Iso4, version: *version }).collect()
+    }
+
+    fn engines(loaded: &[Option<&[u16]>]) -> KeyVersions {
+        let engine = |(at, loaded): (usize, &Option<&[u16]>)| EngineKeys {
             name: format!("engine-{at}"),
             incarnation: Uuid::nil(),
             registered: true,
-            newest: newest.map(|iso_4| [0, iso_4, 0, 0]),
+            loaded: loaded.map(keys),
         };
         KeyVersions {
             reported: true,
@@ -314,25 +381,51 @@ mod tests {
             min: [0, 1, 0, 0],
             active: [0, 1, 0, 0],
             retired: [0; 4],
-            engines: newest.iter().enumerate().map(engine).collect(),
+            engines: loaded.iter().enumerate().map(engine).collect(),
         }
     }
 
     #[test]
     fn a_version_is_active_once_every_engine_has_reported_it() {
-        let mut versions = engines(&[Some(1), Some(1), None]);
-        assert_eq!(versions.report("engine-0", [0, 2, 0, 0]), Ok(()));
+        let mut versions = engines(&[Some(&[1]), Some(&[1]), None]);
+        assert_eq!(versions.report("engine-0", &keys(&[1, 2])), Ok(()));
         assert_eq!((versions.min, versions.active), ([0, 1, 0, 0], [0, 1, 0, 0]));
         // Engine 2 has started and not reported: it has written nothing.
-        assert_eq!(versions.report("engine-1", [0, 2, 0, 0]), Ok(()));
+        assert_eq!(versions.report("engine-1", &keys(&[1, 2])), Ok(()));
         assert_eq!((versions.min, versions.active), ([0, 2, 0, 0], [0, 2, 0, 0]));
-        let lacks = StorageKeyError::EngineLacks { newest: 1, active: 2 };
-        assert_eq!(versions.report("engine-2", [0, 1, 0, 0]), Err(lacks));
+        let lacks = StorageKeyError::EngineLacks { active: 2 };
+        assert_eq!(versions.report("engine-2", &keys(&[1])), Err(lacks));
+        // A newer version does not open the records under the active one.
+        assert_eq!(versions.report("engine-2", &keys(&[1, 3])), Err(lacks));
+        assert_eq!(versions.report("engine-2", &keys(&[2])), Ok(()));
+    }
+
+    #[test]
+    fn a_version_that_one_engine_lacks_below_its_newest_is_not_active() {
+        let mut versions = engines(&[Some(&[1]), Some(&[1])]);
+        assert_eq!(versions.report("engine-0", &keys(&[3, 1])), Ok(()));
+        assert_eq!(versions.report("engine-1", &keys(&[1, 2])), Ok(()));
+        assert_eq!((versions.min, versions.active), ([0, 1, 0, 0], [0, 1, 0, 0]));
+        assert_eq!(versions.report("engine-1", &keys(&[1, 2, 3])), Ok(()));
+        assert_eq!((versions.min, versions.active), ([0, 3, 0, 0], [0, 3, 0, 0]));
+    }
+
+    #[test]
+    fn the_gaps_of_an_engine_are_the_versions_above_the_retired_that_it_lacks() {
+        let of = |retired, versions: &[u16]| {
+            let all = gaps([0, retired, 0, 0], &keys(versions)).into_iter();
+            all.filter(|(kind, ..)| *kind == StorageKeyKind::Iso4).map(|(_, after, before)| (after, before)).collect()
+        };
+        let none: Vec<(i32, i32)> = of(0, &[]);
+        assert_eq!(none, [(0, i32::MAX)]);
+        assert_eq!(of(0, &[1, 2]), [(2, i32::MAX)]);
+        assert_eq!(of(0, &[2, 4]), [(0, 2), (2, 4), (4, i32::MAX)]);
+        assert_eq!(of(2, &[1, 3]), [(3, i32::MAX)]);
     }
 
     #[test]
     fn one_engine_alone_has_no_highest_version() {
-        assert_eq!(engines(&[Some(1)]).window().1, numbers([u16::MAX; 4]));
-        assert_eq!(engines(&[Some(1), None]).window().1, numbers([0, 1, 0, 0]));
+        assert_eq!(engines(&[Some(&[1])]).window().1, numbers([u16::MAX; 4]));
+        assert_eq!(engines(&[Some(&[1]), None]).window().1, numbers([0, 1, 0, 0]));
     }
 }

@@ -7,7 +7,8 @@ use super::{
 };
 
 /// The migrations, in order. The number of a schema is the number of those that were applied.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_tables.sql")];
+pub(crate) const MIGRATIONS: &[&str] =
+    &[include_str!("../migrations/0001_tables.sql"), include_str!("../migrations/0002_loaded_keys.sql")];
 /// The version of the tables of this release.
 pub(crate) const SUPPORTED: i32 = MIGRATIONS.len() as i32;
 
@@ -58,7 +59,7 @@ pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) ->
     }
     if (1..supported).contains(&version) {
         // In the order of a registration, which would deadlock otherwise.
-        for lock in [sql::KEY_VERSIONS_LOCK, sql::ENGINES_LOCK] {
+        for lock in [sql::SCHEMA_KEY_VERSIONS_LOCK, sql::SCHEMA_ENGINES_LOCK] {
             connection.query_text(lock, &[]).await.map_err(problem)?;
         }
         connection.execute_text(sql::ENGINES_SCHEMA, &[&supported]).await.map_err(problem)?;

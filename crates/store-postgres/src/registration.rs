@@ -96,9 +96,9 @@ impl Session {
             if registered != 1 {
                 return Err(RegisterError::InUse);
             }
-            (known.registered, known.newest) = (true, None);
-            head = checkpoint(column(row, 5)?, column(row, 6)?)?;
-            archived = archived_end(column(row, 4)?)?;
+            (known.registered, known.loaded) = (true, None);
+            head = checkpoint(column(row, 6)?, column(row, 7)?)?;
+            archived = archived_end(column(row, 5)?)?;
         } else {
             let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
                 [&engine, &incarnation, &session, &lease, &head.hash.as_slice(), &SUPPORTED];
@@ -107,7 +107,7 @@ impl Session {
                 name: engine.clone(),
                 incarnation,
                 registered: true,
-                newest: None,
+                loaded: None,
             });
         }
         versions.write(connection).await?;

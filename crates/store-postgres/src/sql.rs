@@ -48,22 +48,23 @@ pub(crate) const ENGINE_ATTEMPT: &str = "SELECT sequence, head, EXISTS (SELECT 1
 pub(crate) const KEY_VERSIONS_LOCK: &str = "SELECT keys, card_reference_key, min_versions, active_versions, retired_versions \
      FROM key_versions WHERE id = 1 FOR UPDATE";
 /// R2, R10: under the lock of the key versions, every engine's row.
-pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head, \
-     keys FROM engines ORDER BY name FOR UPDATE";
+pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, loaded_kinds, loaded_versions, archived, \
+     sequence, head, keys FROM engines ORDER BY name FOR UPDATE";
 /// R2: compare-and-set on the incarnation, after the lease has expired, or at once where $6 says that no process is registered.
 pub(crate) const ENGINE_REGISTER: &str = "UPDATE engines SET incarnation = $3, session = $4, registered = true, \
-     newest_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second', schema_version = $7 \
+     loaded_kinds = NULL, loaded_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second', \
+     schema_version = $7 \
      WHERE name = $1 AND incarnation = $2 AND ($6::boolean OR lease_until < clock_timestamp())";
 /// R2: an engine that was never registered.
 pub(crate) const ENGINE_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
      head, min_versions, max_versions, newest_time, schema_version) VALUES ($1, $2, $3, true, \
      clock_timestamp() + $4::float8 * interval '1 second', 0, $5, '{0,0,0,0}', '{0,0,0,0}', 0, $6)";
 /// The engine stops: it writes nothing more, and blocks no rotation.
-pub(crate) const ENGINE_DEREGISTER: &str = "UPDATE engines SET incarnation = $3, registered = false, newest_versions = NULL, \
-     lease_until = clock_timestamp() - interval '1 second' WHERE name = $1 AND incarnation = $2";
+pub(crate) const ENGINE_DEREGISTER: &str = "UPDATE engines SET incarnation = $3, registered = false, loaded_kinds = NULL, \
+     loaded_versions = NULL, lease_until = clock_timestamp() - interval '1 second' WHERE name = $1 AND incarnation = $2";
 /// R10: an engine whose lease has expired; the new incarnation fences it.
 pub(crate) const ENGINE_DEREGISTER_EXPIRED: &str = "UPDATE engines SET incarnation = $2, registered = false, \
-     newest_versions = NULL WHERE name = $1 AND registered AND lease_until < clock_timestamp()";
+     loaded_kinds = NULL, loaded_versions = NULL WHERE name = $1 AND registered AND lease_until < clock_timestamp()";
 /// The row of the chain of [`super::key_versions::OPERATOR`], which is no engine: under the lock of the key versions.
 pub(crate) const OPERATOR_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
      head, min_versions, max_versions, newest_time, schema_version) VALUES ($1, $2, $2, false, \
@@ -73,16 +74,14 @@ pub(crate) const OPERATOR_HEAD_SET: &str = "UPDATE engines SET sequence = $2, he
 /// R10: the window of every engine, which waits for each running transaction.
 pub(crate) const ENGINES_WINDOW: &str = "UPDATE engines SET min_versions = $1, max_versions = $2";
 /// R10: the report of an engine.
-pub(crate) const ENGINE_KEYS: &str = "UPDATE engines SET keys = $2, newest_versions = $3 WHERE name = $1";
+pub(crate) const ENGINE_KEYS: &str =
+    "UPDATE engines SET keys = $2, loaded_kinds = $3, loaded_versions = $4 WHERE name = $1";
 pub(crate) const KEY_VERSIONS: &str = "UPDATE key_versions SET keys = COALESCE($1, keys), \
      card_reference_key = COALESCE($2, card_reference_key), min_versions = $3, active_versions = $4, retired_versions = $5 \
      WHERE id = 1";
-/// R2: whether a record is under a newer key than the engine has, one question of the index for each kind.
-pub(crate) const RECORDS_ABOVE: &str = "SELECT \
-     EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 1 AND pin_version > $1::integer) \
-     OR EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 2 AND pin_version > $2::integer) \
-     OR EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 3 AND pin_version > $3::integer) \
-     OR EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 4 AND pin_version > $4::integer)";
+/// R2: the lowest version of a kind between two versions, both excluded, that a record is under: one question of the index.
+pub(crate) const RECORD_BETWEEN: &str = "SELECT pin_version FROM cards WHERE pin IS NOT NULL AND pin_kind = $1 \
+     AND pin_version > $2 AND pin_version < $3 ORDER BY pin_version LIMIT 1";
 /// R10: whether a record is under a version or an older one, for a retirement.
 pub(crate) const RECORDS_UP_TO: &str =
     "SELECT EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = $1 AND pin_version <= $2)";
@@ -160,7 +159,7 @@ pub(crate) const KEYS_IN_USE: &str = "SELECT COALESCE((SELECT keys FROM engines 
      FROM key_versions WHERE id = 1";
 /// The lists of the other engines that have started, and the last list of all where there is data.
 pub(crate) const OTHER_KEYS: &str = "SELECT keys FROM engines WHERE name <> $1 AND registered AND keys IS NOT NULL \
-     AND newest_versions IS NOT NULL \
+     AND loaded_kinds IS NOT NULL \
      UNION SELECT keys FROM key_versions WHERE keys IS NOT NULL AND EXISTS (SELECT 1 FROM cards)";
 pub(crate) const AUDIT: &str =
     "SELECT entry FROM audit WHERE engine = $1 AND sequence >= $2 ORDER BY sequence LIMIT $3";
@@ -171,8 +170,8 @@ pub(crate) const CHAINS: &str = "SELECT name, sequence, head FROM engines ORDER 
 pub(crate) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 pub(crate) const KEY_VERSIONS_READ: &str = "SELECT keys, card_reference_key, min_versions, active_versions, retired_versions \
      FROM key_versions WHERE id = 1";
-pub(crate) const ENGINES_READ: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head, \
-     min_versions, max_versions, lease_until >= clock_timestamp(), newest_time FROM engines ORDER BY name";
+pub(crate) const ENGINES_READ: &str = "SELECT name, incarnation, registered, loaded_kinds, loaded_versions, archived, \
+     sequence, head, min_versions, max_versions, lease_until >= clock_timestamp(), newest_time FROM engines ORDER BY name";
 pub(crate) const CARDS_READ: &str = "SELECT tenant, plastic_id, registered, generation, tries_reserved, tries_forgiven, state, \
      pin, pin_kind, pin_version, opened_hour FROM cards WHERE (tenant, plastic_id) > ($1, $2) \
      ORDER BY tenant, plastic_id LIMIT $3";
@@ -223,6 +222,9 @@ pub(crate) const SCHEMA_VERSION_ROW: &str =
 /// The lock row: of racing programs one migrates, and the others find its version.
 pub(crate) const SCHEMA_VERSION_LOCK: &str = "SELECT version FROM schema_version WHERE id = 1 FOR UPDATE";
 pub(crate) const SCHEMA_VERSION: &str = "SELECT version FROM schema_version WHERE id = 1";
+/// The locks of [`KEY_VERSIONS_LOCK`] and [`ENGINES_LOCK`] by columns that every version of the tables has.
+pub(crate) const SCHEMA_KEY_VERSIONS_LOCK: &str = "SELECT id FROM key_versions WHERE id = 1 FOR UPDATE";
+pub(crate) const SCHEMA_ENGINES_LOCK: &str = "SELECT name FROM engines ORDER BY name FOR UPDATE";
 /// Before the tables change: waits for the transactions that run, and fences the engines of the release before.
 pub(crate) const ENGINES_SCHEMA: &str = "UPDATE engines SET schema_version = $1";
 pub(crate) const SCHEMA_VERSION_SET: &str = "UPDATE schema_version SET version = $1 WHERE id = 1";
@@ -276,10 +278,12 @@ pub(crate) const READER: &[&str] =
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::migration::MIGRATIONS;
+
     /// What the three databases document: keywords, functions and types. An entry is added here only after a look at the
     /// documents of CockroachDB and YugabyteDB. The statements have never run on either.
-    const KEYWORDS: &str = "ALL AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
-        DESC DO ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
+    const KEYWORDS: &str = "ADD ALL ALTER AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COLUMN COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
+        DESC DO DROP ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
         NOTHING NULL ON ONLY OR ORDER PRIMARY READ REPEATABLE RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE \
         VALUES WHEN WHERE";
     const FUNCTIONS: &str = "clock_timestamp count current_schema extract max set_config sum unnest";
@@ -306,9 +310,11 @@ mod tests {
     fn every_statement_uses_what_three_databases_document() {
         let texts = statements();
         assert!(texts.len() > 50, "{}", texts.len());
-        let migration = include_str!("../migrations/0001_tables.sql").lines();
-        let migration: String = migration.filter(|line| !line.trim_start().starts_with("--")).collect();
-        for text in texts.iter().map(String::as_str).chain([migration.as_str()]) {
+        let code = |migration: &str| -> String {
+            migration.lines().filter(|line| !line.trim_start().starts_with("--")).collect()
+        };
+        let migrations: Vec<_> = MIGRATIONS.iter().map(|migration| code(migration)).collect();
+        for text in texts.iter().chain(&migrations) {
             // What stands between quotes is data.
             let code: String = text.split('\'').step_by(2).collect();
             for keyword in words(&code).filter(|word| word.len() > 1 && word.bytes().all(|b| b.is_ascii_uppercase())) {

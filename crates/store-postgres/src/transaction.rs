@@ -11,7 +11,7 @@ use super::{
     batch::{Batch, CardColumns, ControlColumns, Loaded, LoadedCard, Needs, Unlocked, Written, number},
     connection::{CommitError, Connection, QueryError, column},
     database_clock::{DatabaseClock, transaction_time},
-    key_versions::{KeyVersions, numbers, window_of},
+    key_versions::{KeyVersions, gaps, loaded_columns, numbers, window_of},
     migration::SUPPORTED,
     operator_chain::checkpoint,
     queue::{Command, Reply},
@@ -19,7 +19,13 @@ use super::{
     sql,
 };
 use audit::chain::Checkpoint;
-use domain::{card::Tenant, control::RETRY_GRACE, storage_key::MaxKeyVersions, time::UnixMillis};
+use domain::{
+    card::Tenant,
+    control::RETRY_GRACE,
+    storage_key::{LoadedKeys, MaxKeyVersions},
+    time::UnixMillis,
+};
+use store::codec::kind_code;
 
 /// How long an expired control is kept: a call that began before the expiry may still use it.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
@@ -32,7 +38,7 @@ const KEYS: &[&str] = &[
     sql::KEY_VERSIONS,
     sql::ENGINES_WINDOW,
     sql::ENGINE_KEYS,
-    sql::RECORDS_ABOVE,
+    sql::RECORD_BETWEEN,
 ];
 /// The statements of a removal of archived entries.
 const ARCHIVE: &[&str] = &[sql::AUDIT_HASHES, sql::ENGINE_ARCHIVED, sql::AUDIT_SWEEP];
@@ -160,9 +166,9 @@ async fn load(
     let now = transaction_time(time.first())?;
     clock.note(now, sent, received);
     let keys = if has_keys { Some(KeyVersions::read(&versions, &engines)?) } else { None };
-    let has_record_above = match (&keys, needs.keys) {
-        (Some(_), Some(newest)) => has_record_above(connection, newest).await?,
-        _ => false,
+    let record_unopened = match (&keys, &needs.keys) {
+        (Some(keys), Some(loaded)) => record_unopened(connection, keys, loaded).await?,
+        _ => None,
     };
     let window = window_of(&column::<Vec<i32>>(engine, 2)?, &column::<Vec<i32>>(engine, 3)?)?;
     Ok(Loaded {
@@ -174,7 +180,7 @@ async fn load(
         unregistered,
         keys,
         other_keys: other_keys(&engines, &session.engine)?,
-        has_record_above,
+        record_unopened,
         archived,
         archived_end: session.archived,
     })
@@ -187,17 +193,30 @@ fn other_keys(engines: &[Row], own: &str) -> Result<Vec<Vec<u8>>, QueryError> {
         let (name, registered): (&str, bool) = (column(row, 0)?, column(row, 2)?);
         let has_reported = column::<Option<Vec<i32>>>(row, 3)?.is_some();
         if name != own && registered && has_reported {
-            lists.extend(column::<Option<Vec<u8>>>(row, 7)?);
+            lists.extend(column::<Option<Vec<u8>>>(row, 8)?);
         }
     }
     Ok(lists)
 }
 
-/// R2: records that this engine can't open: one engine alone may write under a version before it reports it.
-async fn has_record_above(connection: &Connection, newest: [u16; 4]) -> Result<bool, QueryError> {
-    let [wrapped, iso_4, tdes, one_way] = newest.map(i32::from);
-    let rows = connection.query_text(sql::RECORDS_ABOVE, &[&wrapped, &iso_4, &tdes, &one_way]).await?;
-    rows.first().map_or(Ok(false), |row| column(row, 0))
+/// R2: the version of a record that this engine can't open. One engine alone may write under a version before it reports it.
+async fn record_unopened(
+    connection: &Connection,
+    versions: &KeyVersions,
+    loaded: &LoadedKeys,
+) -> Result<Option<u16>, QueryError> {
+    let questions = gaps(versions.retired, loaded).into_iter().map(async |(kind, after, before)| {
+        let values: [&(dyn ToSql + Sync); 3] = [&i32::from(kind_code(kind)), &after, &before];
+        connection.query(sql::RECORD_BETWEEN, &values).await
+    });
+    for rows in
+        connection.within(async { join_all(questions).await.into_iter().collect::<Result<Vec<_>, _>>() }).await?
+    {
+        if let Some(row) = rows.first() {
+            return Ok(Some(u16::try_from(column::<i32>(row, 0)?).unwrap_or(u16::MAX)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a query is sent, its text and its values.
@@ -226,7 +245,8 @@ async fn write(
     let (before, after) = (number(old.sequence), number(batch.head.sequence));
     let lease = config.lease.as_secs_f64();
     let report = batch.report.as_ref();
-    let (keys, newest) = (report.map(|report| &report.keys), report.map(|report| numbers(report.newest)));
+    let keys = report.map(|report| &report.keys);
+    let (kinds, loaded) = report.map(|report| loaded_columns(&report.loaded)).unwrap_or_default();
     let reference = report.and_then(|report| report.card_reference_key.as_ref());
     let versions = report.map(|report| &report.versions);
     let (min, max) = versions.map(KeyVersions::window).unwrap_or_default();
@@ -304,7 +324,7 @@ async fn write(
         ),
         (changed.ids.len(), sql::CONTROLS_UPDATE, &[&changed.ids, &changed.phases, &changed.states]),
         (tenants.len(), sql::UNREGISTERED_ADD, &[engine, &tenants, &counts]),
-        (reports, sql::ENGINE_KEYS, &[engine, &keys, &newest]),
+        (reports, sql::ENGINE_KEYS, &[engine, &keys, &kinds, &loaded]),
         (reports, sql::KEY_VERSIONS, &[&keys, &reference, &min, &active, &retired]),
         // R10: every engine's row, which `load` locked in the order of their names.
         (engines, sql::ENGINES_WINDOW, &[&min, &max]),

@@ -10,7 +10,7 @@ use super::{
     batch::{LoadedCard, number, phase},
     connection::{Connection, QueryError, column},
     database_clock::{millis, transaction_time},
-    key_versions::{KINDS, KeyVersions, Versions, connect, versions_of},
+    key_versions::{KINDS, KeyVersions, Versions, connect, loaded_of, min_of, versions_of},
     migration::{self, Migrated},
     operator_chain::checkpoint,
     sql,
@@ -23,7 +23,7 @@ use audit::{
 };
 use domain::{
     control::{ControlState, Spent},
-    storage_key::StorageKeyKind,
+    storage_key::{LoadedKeys, StorageKeyKind},
     time::UnixMillis,
 };
 use store::StoreOpenError;
@@ -60,9 +60,8 @@ pub struct EngineReport {
     pub registered: bool,
     /// Whether the lease of that process has not expired.
     pub has_lease: bool,
-    /// The newest storage key versions that it has reported since its start, in the order of
-    /// [`KINDS`](super::key_versions::KINDS); `None` before its report.
-    pub newest_versions: Option<Versions>,
+    /// The storage keys that it has reported since its start; `None` before its report.
+    pub loaded_keys: Option<LoadedKeys>,
     /// The database's time of its last transaction.
     pub last_transaction: UnixMillis,
 }
@@ -81,11 +80,11 @@ pub async fn engines(config: &PostgresConfig) -> Result<Vec<EngineReport>, Postg
 
 fn read_engine(row: &Row) -> Result<EngineReport, QueryError> {
     Ok(EngineReport {
-        chain: EngineChain { engine: column(row, 0)?, head: checkpoint(column(row, 5)?, column(row, 6)?)? },
+        chain: EngineChain { engine: column(row, 0)?, head: checkpoint(column(row, 6)?, column(row, 7)?)? },
         registered: column(row, 2)?,
-        has_lease: column(row, 9)?,
-        newest_versions: column::<Option<Vec<i32>>>(row, 3)?.map(|newest| versions_of(&newest)).transpose()?,
-        last_transaction: millis(column(row, 10)?),
+        has_lease: column(row, 10)?,
+        loaded_keys: loaded_of(row, 3)?,
+        last_transaction: millis(column(row, 11)?),
     })
 }
 
@@ -220,17 +219,25 @@ impl<'a> Check<'a> {
         self.known = versions.active;
         for row in engines {
             let name: &str = column(row, 0)?;
-            if (column::<Vec<i32>>(row, 7)?, column::<Vec<i32>>(row, 8)?) != (min.clone(), max.clone()) {
+            if (column::<Vec<i32>>(row, 8)?, column::<Vec<i32>>(row, 9)?) != (min.clone(), max.clone()) {
                 self.note(format!("engines, {name}"), "its window of versions is not the one of key_versions");
             }
-            let reported = column::<Option<Vec<i32>>>(row, 3)?;
-            for newest in [Some(column(row, 8)?), reported].into_iter().flatten() {
-                match versions_of(&newest) {
+            let reported = loaded_of(row, 3).map(|loaded| loaded.map(|loaded| min_of(&loaded.newest())));
+            for newest in [versions_of(&column::<Vec<i32>>(row, 9)?).map(Some), reported] {
+                match newest {
                     Ok(newest) => {
+                        let newest = newest.unwrap_or_default();
                         self.known.iter_mut().zip(newest).for_each(|(known, newest)| *known = newest.max(*known));
                     }
                     Err(error) => self.note(format!("engines, {name}"), error.to_string()),
                 }
+            }
+            if let Ok(Some(loaded)) = loaded_of(row, 3)
+                && column::<bool>(row, 2)?
+                && let Some(version) = versions.lacks_active(&loaded)
+            {
+                let problem = format!("the engine reported its storage keys without the active version {version}");
+                self.note(format!("engines, {name}"), problem);
             }
         }
         if engines.is_empty() {
@@ -353,14 +360,14 @@ impl<'a> Check<'a> {
     /// Verifies the chain of an engine. Returns whether it is the chain of the checkpoint.
     async fn chain(&mut self, name: &str, row: &Row, expected: Option<&TreeHead>) -> Result<bool, QueryError> {
         let place = format!("audit of {name}");
-        let head = match checkpoint(column(row, 5)?, column(row, 6)?) {
+        let head = match checkpoint(column(row, 6)?, column(row, 7)?) {
             Ok(head) => Some(head),
             Err(error) => {
                 self.note(format!("engines, {name}"), error.to_string());
                 None
             }
         };
-        let archived = match column::<Option<&[u8]>>(row, 4)?.map(ArchivedPart::decode) {
+        let archived = match column::<Option<&[u8]>>(row, 5)?.map(ArchivedPart::decode) {
             Some(None) => {
                 self.note(format!("engines, {name}"), "the end of the archived audit entries can't be read");
                 return Ok(false);

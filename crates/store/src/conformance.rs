@@ -55,7 +55,7 @@ use domain::control::{
     Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Scope, SealedTzpk, Transition,
 };
 use domain::rules::{Admission, UnknownCards};
-use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
+use domain::storage_key::{LoadedKeys, RecordKey, StorageKeyKind};
 
 /// Runs every test, each on a store of its own name. `open` opens the store of a name.
 ///
@@ -477,14 +477,18 @@ async fn a_control_follows_the_account_number_of_its_card(store: &dyn Store) {
 }
 
 /// The report of an engine that has compared its keys with no other's.
-pub fn reported(list: &[u8], min: MinKeyVersions) -> ReportedKeys {
-    ReportedKeys { list: list.into(), min, ..ReportedKeys::default() }
+pub fn reported(list: &[u8], loaded: LoadedKeys) -> ReportedKeys {
+    ReportedKeys { list: list.into(), loaded, ..ReportedKeys::default() }
+}
+
+/// Versions of the ISO-4 storage key.
+pub fn iso_4_keys(versions: impl IntoIterator<Item = u16>) -> LoadedKeys {
+    versions.into_iter().map(|version| RecordKey { kind: StorageKeyKind::Iso4, version }).collect()
 }
 
 async fn a_record_under_an_older_storage_key_is_superseded(store: &dyn Store) {
     let opened = keyed(store, card(1)).await;
-    let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
-    store.set_keys_in_use(reported(&[], min), engine_event(Body::KeysReloaded)).await.unwrap();
+    store.set_keys_in_use(reported(&[], iso_4_keys([1, 2])), engine_event(Body::KeysReloaded)).await.unwrap();
     assert!(is_superseded(&set(store, opened.id, 1).await));
     assert!(store.pin(&card(1)).await.unwrap().is_none());
     set(store, opened.id, 2).await.unwrap();
@@ -703,10 +707,9 @@ async fn a_restart_keeps_the_keys_in_use_and_their_minimum_versions(open: impl A
     let started = engine_event(Body::EngineStarted { engine: "host:/store".into() });
     assert!(store.card_reference_key().await.unwrap().is_none());
     let references = CardReferenceKey::random();
-    let start = KeysAtStart { card_reference_key: references.clone(), oldest: MinKeyVersions::default() };
-    store.set_keys_at_start(reported(&[1], MinKeyVersions::default()), start, started).await.unwrap();
-    let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
-    store.set_keys_in_use(reported(&[2, 3], min), engine_event(Body::KeysReloaded)).await.unwrap();
+    let start = KeysAtStart { card_reference_key: references.clone() };
+    store.set_keys_at_start(reported(&[1], LoadedKeys::default()), start, started).await.unwrap();
+    store.set_keys_in_use(reported(&[2, 3], iso_4_keys([1, 2])), engine_event(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&*store, card(1)).await;
     assert!(store.needs_keys().await.unwrap(), "a card may have an account number");
     close(store).await;

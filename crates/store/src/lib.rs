@@ -48,7 +48,7 @@ use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, SealedTzpk, Transition};
 use domain::rules::{Admission, UnknownCards};
-use domain::storage_key::{MaxKeyVersions, MinKeyVersions};
+use domain::storage_key::{LoadedKeys, MaxKeyVersions};
 use domain::time::UnixMillis;
 use domain::tries::{ChangeVerdict, Compared, ReservedTry, Tries, Verdict};
 
@@ -321,20 +321,18 @@ pub enum Change {
 pub struct ReportedKeys {
     /// The list, opaque here.
     pub list: Box<[u8]>,
-    /// The minimum key versions of records that later changes write.
-    pub min: MinKeyVersions,
+    /// The storage keys. Later changes write records under the newest of each kind, or under the newest that every engine has.
+    pub loaded: LoadedKeys,
     /// The lists of [`Store::other_keys`] that the engine has compared with its own.
     pub compared: Vec<Box<[u8]>>,
 }
 
-/// What an engine that starts says of its keys beside those that it reports.
+/// What an engine that starts says of its keys beside those that it reports. A store that several engines share refuses the start
+/// of an engine that has a retired key.
 #[derive(Clone)]
 pub struct KeysAtStart {
     /// The key of the card references.
     pub card_reference_key: CardReferenceKey,
-    /// The lowest version of each kind of storage key that the engine has. A store that several engines share refuses an
-    /// engine that has a retired key.
-    pub oldest: MinKeyVersions,
 }
 
 /// The use of a control by a change of the PIN.
@@ -870,13 +868,9 @@ pub enum StoreError {
 /// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StorageKeyError {
-    /// The engine lacks a version that other engines write under.
-    #[error(
-        "the storage keys of this engine end at version {newest}, and version {active} is in use: add the newer key"
-    )]
+    /// The engine lacks the version that other engines write under.
+    #[error("this engine lacks version {active} of a storage key, under which PINs are stored: load that version")]
     EngineLacks {
-        /// The newest version of this engine.
-        newest: u16,
         /// The version in use.
         active: u16,
     },
@@ -886,12 +880,15 @@ pub enum StorageKeyError {
          it from storage_key_versions, then start this engine again"
     )]
     Retired {
-        /// The lowest version of the engine.
+        /// The lowest such version of the engine.
         version: u16,
     },
-    /// A record is under a newer version than the engine has.
-    #[error("a PIN record is under a newer storage key than this engine has: add the newer key")]
-    RecordAbove,
+    /// A record is under a version that the engine lacks.
+    #[error("a PIN record is under version {version} of a storage key, which this engine lacks: load that version")]
+    RecordUnopened {
+        /// The version of the record.
+        version: u16,
+    },
     /// Another engine stored another key of the card references, at the same time.
     #[error("another engine has stored the key of the card references at the same time: start this engine again")]
     OtherCardReferenceKey,

@@ -9,8 +9,8 @@ use audit::entry::{ArchivedSegment, Body, Event, Outcome};
 use domain::caller::Caller;
 use domain::card::Tenant;
 use domain::request_id::RequestId;
-use domain::storage_key::MinKeyVersions;
-use hsm_protocol::{SealedKey, StorageVersions};
+use domain::storage_key::{LoadedKeys, RecordKey, StorageKeyKind};
+use hsm_protocol::{SealedKey, StorageFormat};
 use store::{KeysAtStart, ReportedKeys, StoreError};
 
 impl Pins {
@@ -36,7 +36,7 @@ impl Pins {
     async fn compared(&self, status: &hsm_protocol::Status) -> Result<ReportedKeys, StartError> {
         let list = hsm_protocol::frame::write_key_list(status.keys()).into();
         let compared = store_keys::compare(&*self.store, status).await?;
-        Ok(ReportedKeys { list, min: key_versions(status.storage), compared })
+        Ok(ReportedKeys { list, loaded: loaded_keys(status), compared })
     }
 
     /// Records that the engine of this name starts to serve, with the keys of `status`.
@@ -45,8 +45,7 @@ impl Pins {
     /// [`StartError::OtherKeys`]: another engine on the store has other keys. [`StoreError`]: the store failed.
     pub(crate) async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StartError> {
         let keys = self.compared(status).await?;
-        let oldest = key_versions(status.oldest_storage());
-        let start = KeysAtStart { card_reference_key: self.references.clone(), oldest };
+        let start = KeysAtStart { card_reference_key: self.references.clone() };
         let event = self.engine_event(Body::EngineStarted { engine: engine.into() });
         Ok(self.store.set_keys_at_start(keys, start, event).await?)
     }
@@ -127,6 +126,14 @@ impl Pins {
     }
 }
 
-fn key_versions(StorageVersions { wrapped, iso_4, tdes, one_way }: StorageVersions) -> MinKeyVersions {
-    MinKeyVersions { wrapped: wrapped.0, iso_4: iso_4.0, tdes: tdes.0, one_way: one_way.0 }
+/// Every version of every kind of storage key. One key may be of two kinds.
+fn loaded_keys(status: &hsm_protocol::Status) -> LoadedKeys {
+    let kinds = [
+        (StorageKeyKind::Wrapped, StorageFormat::Wrapped),
+        (StorageKeyKind::Iso4, StorageFormat::Iso4),
+        (StorageKeyKind::Tdes, StorageFormat::Iso3),
+        (StorageKeyKind::OneWay, StorageFormat::OneWay),
+    ];
+    let keys = |(kind, form)| status.storage_versions(form).map(move |version| RecordKey { kind, version: version.0 });
+    kinds.into_iter().flat_map(keys).collect()
 }

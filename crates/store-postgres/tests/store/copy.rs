@@ -12,9 +12,8 @@ use audit::chain::Checkpoint;
 use audit::entry::{Body, Entry};
 use domain::card::{CardKey, PinStatus};
 use domain::control::{ControlId, Denied};
-use domain::storage_key::MinKeyVersions;
 use store::conformance::pin_use::{reserve, set_by_zone};
-use store::conformance::{archived_event, card, confirm, engine_event, keyed, part_to, reported, set};
+use store::conformance::{archived_event, card, confirm, engine_event, iso_4_keys, keyed, part_to, reported, set};
 use store::copy::{Begun, Copied, CopiedCard, CopyError, CopyFacts, CopyReport, CopySource, CopyTarget, copy};
 use store::upkeep::UpkeepError;
 use store::{ChangeError, KeysAtStart, Store};
@@ -45,10 +44,9 @@ fn embedded(directory: &Path) -> Embedded {
 /// A store with cards, tries, an open control, one that has set a PIN, an archived part. Returns the two controls.
 async fn filled(directory: &Path, cards: u64) -> [ControlId; 2] {
     let store: Arc<dyn Store> = Arc::new(embedded(directory));
-    let min = MinKeyVersions { iso_4: 1, ..MinKeyVersions::default() };
-    let start = KeysAtStart { card_reference_key: CardReferenceKey::from_bytes([9; 32]), oldest: min };
+    let start = KeysAtStart { card_reference_key: CardReferenceKey::from_bytes([9; 32]) };
     let started = engine_event(Body::EngineStarted { engine: "host:/store".into() });
-    store.set_keys_at_start(reported(&[1], min), start, started).await.unwrap();
+    store.set_keys_at_start(reported(&[1], iso_4_keys([1])), start, started).await.unwrap();
     let sets = (1..=cards).map(|number| set_by_zone(&*store, card(number), 1 + (number % 200) as u8));
     for set in futures::future::join_all(sets).await {
         set.unwrap();

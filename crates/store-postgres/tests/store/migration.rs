@@ -1,6 +1,7 @@
 //! The tables, and who may make them.
 
 use crate::open;
+use crate::rotation::report;
 use crate::server::{Server, until};
 use store::conformance::card;
 use store::conformance::pin_use::{reserve, set_by_zone};
@@ -14,7 +15,7 @@ async fn racing_engines_make_the_tables_once() {
     let opened = futures::future::join_all(configs.iter().map(open)).await;
     assert_eq!(opened[0].chains().await.unwrap().len(), 6);
     let version = server.admin().await.query_one("SELECT version FROM schema_version", &[]).await.unwrap();
-    assert_eq!(version.get::<_, i32>(0), 1);
+    assert_eq!(version.get::<_, i32>(0), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,9 +30,37 @@ async fn tables_of_another_release_are_refused() {
     refuses(&strict, 0).await;
     open(&config).await.close().await;
     open(&strict).await.close().await;
-    server.admin().await.execute("UPDATE schema_version SET version = 2", &[]).await.unwrap();
-    refuses(&config, 2).await;
-    refuses(&strict, 2).await;
+    server.admin().await.execute("UPDATE schema_version SET version = 3", &[]).await.unwrap();
+    refuses(&config, 3).await;
+    refuses(&strict, 3).await;
+}
+
+/// An engine of the first release, which did not close its store, is fenced and stands against no rotation: it has reported no
+/// keys that this release reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_the_first_release_are_migrated() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    let admin = server.admin().await;
+    admin.batch_execute("CREATE SCHEMA pinseal").await.unwrap();
+    admin.batch_execute(include_str!("../../migrations/0001_tables.sql")).await.unwrap();
+    admin
+        .batch_execute(
+            "CREATE TABLE schema_version (id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL);
+             INSERT INTO schema_version VALUES (1, 1);
+             UPDATE key_versions SET keys = '\\x00', min_versions = '{0,2,0,0}', active_versions = '{0,2,0,0}';
+             INSERT INTO engines (name, incarnation, session, registered, schema_version, lease_until, sequence, head,
+                 newest_versions, min_versions, max_versions, newest_time)
+             VALUES ('engine-9', gen_random_uuid(), gen_random_uuid(), true, 1, now(), 0,
+                 decode(repeat('00', 32), 'hex'), '{0,2,0,0}', '{0,2,0,0}', '{0,65535,0,0}', 0)",
+        )
+        .await
+        .unwrap();
+    let store = open(&config).await;
+    let row = admin.query_one("SELECT schema_version FROM engines WHERE name = 'engine-9'", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i32>(0), 2);
+    report(&*store, 3).await.unwrap();
+    assert_eq!(store.max_key_versions().borrow().iso_4, 3);
 }
 
 /// What a migration of a newer release does first.

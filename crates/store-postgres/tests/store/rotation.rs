@@ -7,26 +7,29 @@ use audit::entry::{Body, StorageKeyVersions};
 use domain::card::StoredPin;
 use domain::control::{Denied, RetryTag};
 use domain::rules::UnknownCards;
-use domain::storage_key::{MinKeyVersions, StorageKeyKind};
-use store::conformance::{card, card_event, engine_event, record, reencrypted, reported};
+use domain::storage_key::StorageKeyKind;
+use store::conformance::{card, card_event, engine_event, iso_4_keys, record, reencrypted, reported};
 use store::{ChangeError, KeysAtStart, ReportedKeys, StorageKeyError, Store, StoreError};
 use store_postgres::OPERATOR;
 use store_postgres::key_versions::{RetireError, deregister, retire};
 
 const KIND: StorageKeyKind = StorageKeyKind::Iso4;
 
+/// Reports the versions up to this one.
 pub(crate) async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
-    let min = MinKeyVersions { iso_4, ..MinKeyVersions::default() };
-    let keys = ReportedKeys { compared: store.other_keys().await.unwrap(), ..reported(&[1], min) };
+    report_each(store, 1..=iso_4).await
+}
+
+async fn report_each(store: &dyn Store, iso_4: impl IntoIterator<Item = u16>) -> Result<(), StoreError> {
+    let keys = ReportedKeys { compared: store.other_keys().await.unwrap(), ..reported(&[1], iso_4_keys(iso_4)) };
     store.set_keys_in_use(keys, engine_event(Body::KeysReloaded)).await
 }
 
 /// Starts an engine with the versions from `oldest` to 2.
 async fn start(store: &dyn Store, oldest: u16) -> Result<(), StoreError> {
-    let versions = |iso_4| MinKeyVersions { iso_4, ..MinKeyVersions::default() };
     let card_reference_key = store.card_reference_key().await.unwrap().unwrap_or_else(CardReferenceKey::random);
-    let start = KeysAtStart { card_reference_key, oldest: versions(oldest) };
-    let keys = ReportedKeys { compared: store.other_keys().await.unwrap(), ..reported(&[1], versions(2)) };
+    let start = KeysAtStart { card_reference_key };
+    let keys = ReportedKeys { compared: store.other_keys().await.unwrap(), ..reported(&[1], iso_4_keys(oldest..=2)) };
     store.set_keys_at_start(keys, start, engine_event(Body::KeysReloaded)).await
 }
 
@@ -134,19 +137,56 @@ async fn an_engine_without_the_keys_in_use_is_refused() {
     report(&*one, 2).await.unwrap();
     // An engine alone may write under a key that it has not reported yet.
     set(&*one, 1, 3).await.unwrap();
+    let unopened = StorageKeyError::RecordUnopened { version: 3 };
     let above = report(&*one, 2).await;
-    assert!(matches!(above, Err(StoreError::StorageKeys(StorageKeyError::RecordAbove))), "{above:?}");
+    assert!(matches!(&above, Err(StoreError::StorageKeys(error)) if *error == unopened), "{above:?}");
     let two = open(&server.config("engine-2")).await;
     assert!(is_inactive(&set(&*one, 1, 4).await), "it is not alone by now");
     let above = report(&*two, 2).await;
-    assert!(matches!(above, Err(StoreError::StorageKeys(StorageKeyError::RecordAbove))), "{above:?}");
+    assert!(matches!(&above, Err(StoreError::StorageKeys(error)) if *error == unopened), "{above:?}");
     report(&*one, 3).await.unwrap();
     report(&*two, 3).await.unwrap();
     // The record goes, so that the key in use alone stands against the report.
     server.admin().await.execute("DELETE FROM cards", &[]).await.unwrap();
     let lacks = report(&*two, 2).await;
-    let expected = StorageKeyError::EngineLacks { newest: 2, active: 3 };
+    let expected = StorageKeyError::EngineLacks { active: 3 };
     assert!(matches!(&lacks, Err(StoreError::StorageKeys(error)) if *error == expected), "{lacks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_one_engine_lacks_is_not_used_though_its_newest_is_higher() {
+    let server = Server::start();
+    let [one, two] = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    for engine in [&one, &two] {
+        report(&**engine, 1).await.unwrap();
+    }
+    report_each(&*one, [1, 3]).await.unwrap();
+    report_each(&*two, [1, 2]).await.unwrap();
+    assert_eq!([highest(&*one), highest(&*two)], [1, 1]);
+    assert!(is_inactive(&set(&*two, 1, 2).await), "engine 1 could not open the record");
+    set(&*two, 1, 1).await.unwrap();
+    report_each(&*two, [1, 3]).await.unwrap();
+    assert_eq!(highest(&*two), 3);
+    set(&*two, 2, 3).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_without_the_key_of_any_record_is_refused() {
+    let server = Server::start();
+    let [one, two] = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    report(&*one, 2).await.unwrap();
+    set(&*one, 1, 2).await.unwrap();
+    report(&*one, 4).await.unwrap();
+    let lacks = async |versions: &[u16]| {
+        let refused = report_each(&*two, versions.iter().copied()).await;
+        assert!(
+            matches!(&refused, Err(StoreError::StorageKeys(StorageKeyError::RecordUnopened { version: 2 }))),
+            "{refused:?}"
+        );
+    };
+    lacks(&[4]).await;
+    lacks(&[1, 3, 4]).await;
+    report_each(&*two, [2, 4]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

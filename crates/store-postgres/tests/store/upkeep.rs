@@ -10,7 +10,7 @@ use audit::entry::Body;
 use audit::tree_head::{TreeHead, origin_of};
 use domain::storage_key::StorageKeyKind;
 use store::conformance::pin_use::{reserve, set_by_zone};
-use store::conformance::{archived_event, card, engine_event, keyed, part_to};
+use store::conformance::{archived_event, card, engine_event, iso_4_keys, keyed, part_to};
 use store::upkeep::UpkeepError;
 use store::{ChangeError, Store, StoreError};
 use store_postgres::copy::PostgresTarget;
@@ -98,8 +98,15 @@ async fn each_changed_column_is_found() {
         ("engines", "UPDATE engines SET archived = '\\x00' WHERE name = 'engine-1'"),
         ("engines", "UPDATE engines SET archived = NULL WHERE name = 'engine-1'"),
         ("engines", "UPDATE engines SET min_versions = '{0,0,0,0}' WHERE name = 'engine-1'"),
-        ("engines", "UPDATE engines SET max_versions = '{0,8,0,0}', newest_versions = NULL"),
-        ("engines", "UPDATE engines SET newest_versions = '{0,-1,0,0}' WHERE name = 'engine-1'"),
+        ("engines", "UPDATE engines SET max_versions = '{0,8,0,0}', loaded_kinds = NULL, loaded_versions = NULL"),
+        ("engines", "UPDATE engines SET loaded_kinds = '{2}', loaded_versions = '{-1}' WHERE name = 'engine-1'"),
+        ("engines", "UPDATE engines SET loaded_kinds = '{9}', loaded_versions = '{1}' WHERE name = 'engine-1'"),
+        ("engines", "UPDATE engines SET loaded_kinds = '{2,2}', loaded_versions = '{9}' WHERE name = 'engine-1'"),
+        ("engines", "UPDATE engines SET loaded_kinds = '{2}' WHERE name = 'engine-1'"),
+        (
+            "engines",
+            "UPDATE engines SET registered = true, loaded_kinds = '{2}', loaded_versions = '{8}' WHERE name = 'engine-1'",
+        ),
         ("engines", "DELETE FROM engines WHERE name = 'engine-2'"),
         ("key_versions", "UPDATE key_versions SET card_reference_key = '\\x00'"),
         ("key_versions", "UPDATE key_versions SET min_versions = '{0,10,0,0}'"),
@@ -219,14 +226,14 @@ async fn tables_are_made_for_an_engine_that_may_not() {
     let strict = PostgresConfig { migrates: false, ..server.config("engine-1") };
     let absent = check(&strict, None).await;
     assert!(matches!(absent, Err(UpkeepError::Open(_))), "{absent:?}");
-    assert_eq!(migrate(&strict).await.unwrap(), Migrated { from: 0, to: 1 });
-    assert_eq!(migrate(&strict).await.unwrap(), Migrated { from: 1, to: 1 });
+    assert_eq!(migrate(&strict).await.unwrap(), Migrated { from: 0, to: 2 });
+    assert_eq!(migrate(&strict).await.unwrap(), Migrated { from: 2, to: 2 });
     assert_eq!(engines(&strict).await.unwrap(), []);
     open(&strict).await.close().await;
     assert_eq!(engines(&strict).await.unwrap().len(), 1);
-    server.admin().await.execute("UPDATE schema_version SET version = 2", &[]).await.unwrap();
+    server.admin().await.execute("UPDATE schema_version SET version = 3", &[]).await.unwrap();
     let newer = migrate(&strict).await;
-    assert!(matches!(newer, Err(PostgresOpenError::Version { version: 2, .. })), "{newer:?}");
+    assert!(matches!(newer, Err(PostgresOpenError::Version { version: 3, .. })), "{newer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,7 +248,7 @@ async fn the_engines_are_listed_with_their_keys_and_leases() {
     let names: Vec<_> =
         listed.iter().map(|engine| (&*engine.chain.engine, engine.registered, engine.has_lease)).collect();
     assert_eq!(names, [("engine-1", true, true), ("engine-2", false, false)]);
-    assert_eq!((listed[0].newest_versions, listed[1].newest_versions), (Some([0, 4, 0, 0]), None));
+    assert_eq!([&listed[0].loaded_keys, &listed[1].loaded_keys], [&Some(iso_4_keys(1..=4)), &None]);
     assert_eq!(listed[1].chain.head, two.checkpoint().await.unwrap());
     assert!(listed[1].last_transaction.0 > 0);
     assert!(!deregister(&config, "engine-2").await.unwrap(), "it was closed");

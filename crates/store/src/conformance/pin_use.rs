@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    account, card, card_event, close, engine_event, is_not_usable, is_superseded, key, keyed, record, reencrypted,
-    reported, set, tzpk,
+    account, card, card_event, close, engine_event, is_not_usable, is_superseded, iso_4_keys, keyed, record,
+    reencrypted, reported, set, tzpk,
 };
 use crate::{ChangeError, ControlUse, Store, StoreError, ZoneSet};
 use audit::entry::{Action, Body, CardEvent, Entry, Event, Outcome, TryStamp};
@@ -12,7 +12,6 @@ use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{ControlState, Denied, RetryTag, Spent};
 use domain::rules::UnknownCards;
-use domain::storage_key::MinKeyVersions;
 use domain::tries::{ChangeVerdict, Compared, ReservedTry, Tries, Verdict};
 
 pub const LIMIT: u32 = 3;
@@ -335,8 +334,7 @@ pub(super) async fn no_change_writes_a_record_under_an_older_storage_key(store: 
         async |card, number| store.generate_pin(card, bound(number, account(1)), card_event(Action::GeneratePin)).await;
     generate(card(1), 3).await.unwrap();
     let reserved = reserve(store, card(1)).await.unwrap();
-    let min = MinKeyVersions { iso_4: key(3).version, ..MinKeyVersions::default() };
-    store.set_keys_in_use(reported(&[], min), engine_event(Body::KeysReloaded)).await.unwrap();
+    store.set_keys_in_use(reported(&[], iso_4_keys(1..=3)), engine_event(Body::KeysReloaded)).await.unwrap();
     let (old, tag) = (bound(2, account(1)), RetryTag([2; 16]));
     let answers = [
         generate(card(2), 2).await,
