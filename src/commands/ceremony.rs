@@ -27,8 +27,8 @@ use config::ConfigError;
 use domain::storage_key::StorageKeyKind;
 use engine_client::EngineTls;
 use engine_server::{
-    PostgresConfig, StoreConfig,
-    database::{self, RetireError},
+    PostgresConfig, StoreConfig, audit_user,
+    database::{self, RecordsUnderKey, RetireError},
     open_store_copy,
 };
 use store::StoreOpenError;
@@ -274,30 +274,51 @@ struct RecordsArguments {
     confirm_abandoned_pins: Option<String>,
 }
 
-/// R10, step 6: no engine of the database writes or reads a record under the storage key from the acknowledgement on.
-fn retire_in_database(
-    config: &PostgresConfig,
-    name: &KeyUsage,
+/// A storage key of a database that is retired.
+struct DatabaseRetirement {
+    config: Box<PostgresConfig>,
+    kinds: &'static [StorageKeyKind],
     version: u16,
-    gives_up_records: bool,
-) -> Result<(), CeremonyError> {
-    let kinds: &[StorageKeyKind] = match name {
-        KeyUsage::Storage => &[StorageKeyKind::Wrapped, StorageKeyKind::Iso4],
-        KeyUsage::StorageWrapped => &[StorageKeyKind::Wrapped],
-        KeyUsage::StorageIso4 => &[StorageKeyKind::Iso4],
-        KeyUsage::StorageTdes | KeyUsage::StorageIso3 => &[StorageKeyKind::Tdes],
-        KeyUsage::StorageOneWay => &[StorageKeyKind::OneWay],
-        _ => &[],
-    };
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        for kind in kinds {
-            match gives_up_records {
-                true => database::retire_with_records(config, *kind, version).await?,
-                false => database::retire(config, *kind, version).await?,
-            }
-        }
+    records: RecordsUnderKey,
+}
+
+impl DatabaseRetirement {
+    /// Without a storage key, `None`.
+    fn new(config: Box<PostgresConfig>, name: &KeyUsage, version: u16, records: RecordsUnderKey) -> Option<Self> {
+        let kinds: &[StorageKeyKind] = match name {
+            KeyUsage::Storage => &[StorageKeyKind::Wrapped, StorageKeyKind::Iso4],
+            KeyUsage::StorageWrapped => &[StorageKeyKind::Wrapped],
+            KeyUsage::StorageIso4 => &[StorageKeyKind::Iso4],
+            KeyUsage::StorageTdes | KeyUsage::StorageIso3 => &[StorageKeyKind::Tdes],
+            KeyUsage::StorageOneWay => &[StorageKeyKind::OneWay],
+            _ => return None,
+        };
+        Some(Self { config, kinds, version, records })
+    }
+
+    /// R10, step 6: no engine of the database writes or reads a record under the storage key from the acknowledgement on.
+    fn run(&self) -> Result<(), CeremonyError> {
+        let Self { config, kinds, version, records } = self;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(database::retire(config, kinds, *version, *records, &audit_user()))?;
         Ok(())
-    })
+    }
+}
+
+/// The records under a key.
+struct CountedRecords {
+    key_use: KeyUse,
+    /// For the transcript; `None` for a key that needs no count.
+    count: Option<UseCount>,
+    database: Option<DatabaseRetirement>,
+}
+
+impl CountedRecords {
+    /// Retires the key in the database, once the key store has accepted the step and before the step is stored: a refusal of either
+    /// leaves nothing half done. A step that fails afterwards may be repeated.
+    fn retire_in_database(&self) -> Result<(), CeremonyError> {
+        self.database.as_ref().map_or(Ok(()), DatabaseRetirement::run)
+    }
 }
 
 /// The engines of a database, without the operator's chain.
@@ -308,23 +329,24 @@ async fn engine_stores(config: &PostgresConfig) -> Result<Vec<EngineStore>, Stor
 }
 
 impl RecordsArguments {
-    /// The use of a key, and its entry for the transcript; no entry for a key that needs no count.
+    /// Counts the records under a key.
     fn count(
         &self,
         keys: &KeyStore,
         name: &KeyUsage,
         version: u16,
         config: &Path,
-    ) -> Result<(KeyUse, Option<UseCount>), CeremonyError> {
+    ) -> Result<CountedRecords, CeremonyError> {
         if !keys.needs_count(name, version) {
-            return Ok((KeyUse::NotCounted, None));
+            return Ok(CountedRecords { key_use: KeyUse::NotCounted, count: None, database: None });
         }
         if self.no_store {
             if name.keeps_records() && matches!(StoreConfig::load(Some(config))?, StoreConfig::Postgres(_)) {
                 return Err(CeremonyError::DatabaseNotAsked { key: format!("{name}/{version}") });
             }
             self.confirm_no_store(&format!("{name}/{version}"))?;
-            return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
+            let count = Some(UseCount::NoStore);
+            return Ok(CountedRecords { key_use: KeyUse::ConfirmedUnused, count, database: None });
         }
         let configured = StoreConfig::load(Some(config))?;
         let open_database;
@@ -354,24 +376,19 @@ impl RecordsArguments {
             )?;
         }
         let records = kept.records_under(name, version);
-        match count {
+        let (key_use, count, under) = match count {
             UseCount::Count { asked, not_asked } if self.abandon && records > 0 => {
                 self.confirm_abandon(name, &format!("{name}/{version}"), records)?;
-                if let StoreConfig::Postgres(store) = &configured {
-                    retire_in_database(store, name, version, true)?;
-                }
-                Ok((KeyUse::Abandoned(kept), Some(UseCount::Abandon { records, asked, not_asked })))
+                let under = RecordsUnderKey::GiveUp { confirmed: records };
+                (KeyUse::Abandoned(kept), UseCount::Abandon { records, asked, not_asked }, under)
             }
-            count => {
-                // With a record under it, the key is refused for that.
-                if let StoreConfig::Postgres(store) = &configured
-                    && records == 0
-                {
-                    retire_in_database(store, name, version, false)?;
-                }
-                Ok((KeyUse::Counted(kept), Some(count)))
-            }
-        }
+            count => (KeyUse::Counted(kept), count, RecordsUnderKey::Refuse),
+        };
+        let database = match configured {
+            StoreConfig::Postgres(store) => DatabaseRetirement::new(store, name, version, under),
+            StoreConfig::Embedded(_) => None,
+        };
+        Ok(CountedRecords { key_use, count: Some(count), database })
     }
 
     fn confirm_abandon(&self, name: &KeyUsage, key: &str, records: u64) -> Result<(), CeremonyError> {
@@ -506,9 +523,10 @@ pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
         }
         Command::Retire { key: (name, version), records, at } => {
             let mut session = at.session()?;
-            let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
-            let key = Key::of(&session.store.retire(&name, version, &key_use, now)?);
-            at.done(&mut session, CeremonyAction::Retire { key, count })
+            let counted = records.count(&session.store, &name, version, &at.config)?;
+            let key = Key::of(&session.store.retire(&name, version, &counted.key_use, now)?);
+            counted.retire_in_database()?;
+            at.done(&mut session, CeremonyAction::Retire { key, count: counted.count })
         }
         Command::Destroy { key: (name, version), confirm, confirm_check_value, records, at } => {
             let mut session = at.session()?;
@@ -519,9 +537,10 @@ pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             }
             let check_value =
                 confirm_check_value.map_or_else(|| ask("And its check value, read by another participant: "), Ok)?;
-            let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
-            let key = Key::of(&session.store.destroy(&name, version, &check_value, &key_use, now)?);
-            at.done(&mut session, CeremonyAction::Destroy { key, count })
+            let counted = records.count(&session.store, &name, version, &at.config)?;
+            let key = Key::of(&session.store.destroy(&name, version, &check_value, &counted.key_use, now)?);
+            counted.retire_in_database()?;
+            at.done(&mut session, CeremonyAction::Destroy { key, count: counted.count })
         }
         Command::End { at } => {
             let mut session = at.session_for(Step::Frame)?;

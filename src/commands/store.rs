@@ -18,7 +18,7 @@ use audit::{note::VerifierKey, tree_head::TreeHead};
 use config::ConfigError;
 use domain::{storage_key::StorageKeyKind, time::UnixMillis};
 use engine_server::{
-    PostgresConfig, StoreConfig, StorePlace, back_up_store, check_store, copy_store,
+    PostgresConfig, StoreConfig, StorePlace, audit_user, back_up_store, check_store, copy_store,
     database::{self, EngineReport, Migrated, PostgresOpenError},
     restore_store, salvage_store,
 };
@@ -177,7 +177,7 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
         }
         StoreCommand::Deregister { config, engine } => {
             let database = database_of(&config)?;
-            if wait(database::deregister(&database, &engine))?? {
+            if wait(database::deregister(&database, &engine, &audit_user()))?? {
                 writeln!(out, "the engine {engine} is deregistered")?;
             } else {
                 let engines = wait(database::engines(&database))??;

@@ -39,7 +39,7 @@ use audit::{
     card_reference::CardReference,
     entry::{
         Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Entry, Event, Formats, Isolation, KeyStamp,
-        Level, Method, Outcome, Stamp, StorageKeyVersions, StoreOrigin, TranslatedBlocks, TryStamp,
+        Level, Method, Outcome, RetiredStorageKeys, Stamp, StorageKeyVersions, StoreOrigin, TranslatedBlocks, TryStamp,
     },
 };
 use domain::{card::Tenant, control::ControlId, request_id::RequestId, time::UnixMillis};
@@ -340,7 +340,12 @@ fn body_message(body: &Body) -> EventMessage {
             file_sha256: segment.file_sha256.to_vec(),
         }),
         Body::StorageKeysActivated(versions) => EventMessage::StorageKeysActivated(versions_message(*versions)),
-        Body::StorageKeysRetired(versions) => EventMessage::StorageKeysRetired(versions_message(*versions)),
+        Body::StorageKeysRetired(RetiredStorageKeys { versions, abandoned_records }) => {
+            EventMessage::StorageKeysRetired(proto::StorageKeysRetired {
+                versions: Some(versions_message(*versions)),
+                abandoned_record_count: *abandoned_records,
+            })
+        }
         Body::EngineDeregistered { engine } => {
             EventMessage::EngineDeregistered(proto::EngineDeregistered { engine: engine.to_string() })
         }
@@ -390,7 +395,10 @@ fn read_body(event: EventMessage) -> Option<Body> {
             Body::RotationEnded { checked: ended.checked_count, failed: ended.failed_count }
         }
         EventMessage::StorageKeysActivated(versions) => Body::StorageKeysActivated(read_versions(versions)?),
-        EventMessage::StorageKeysRetired(versions) => Body::StorageKeysRetired(read_versions(versions)?),
+        EventMessage::StorageKeysRetired(retired) => Body::StorageKeysRetired(RetiredStorageKeys {
+            versions: read_versions(retired.versions?)?,
+            abandoned_records: retired.abandoned_record_count,
+        }),
         EventMessage::EngineDeregistered(engine) => Body::EngineDeregistered { engine: engine.engine.into() },
         EventMessage::StoreRestored(origin) => Body::StoreRestored(read_origin(origin)?),
         EventMessage::StoreSalvaged(origin) => Body::StoreSalvaged(read_origin(origin)?),

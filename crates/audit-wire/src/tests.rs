@@ -40,7 +40,10 @@ fn bodies() -> Vec<Body> {
             file_sha256: [5; 32],
         }),
         Body::StorageKeysActivated(StorageKeyVersions { wrapped: 1, iso_4: 2, tdes: 3, one_way: 0 }),
-        Body::StorageKeysRetired(StorageKeyVersions { wrapped: 0, iso_4: 1, tdes: 2, one_way: u16::MAX }),
+        Body::StorageKeysRetired(RetiredStorageKeys {
+            versions: StorageKeyVersions { wrapped: 0, iso_4: 1, tdes: 2, one_way: u16::MAX },
+            abandoned_records: u64::MAX - 1,
+        }),
         Body::EngineDeregistered { engine: "engine-2".into() },
         card(Action::SetPin, true, Some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 })),
         card(Action::RegisterCard, false, None),

@@ -223,7 +223,7 @@ pub(super) mod tests {
     use crate::card_reference::CardReference;
     use crate::entry::{
         Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level,
-        Method, Outcome, Stamp, StorageKeyVersions, StoreOrigin, TranslatedBlocks, TryStamp,
+        Method, Outcome, RetiredStorageKeys, Stamp, StorageKeyVersions, StoreOrigin, TranslatedBlocks, TryStamp,
     };
     use domain::card::Tenant;
     use domain::control::ControlId;
@@ -303,7 +303,10 @@ pub(super) mod tests {
                 file_sha256: [5; 32],
             }),
             Body::StorageKeysActivated(StorageKeyVersions { wrapped: 1, iso_4: 2, tdes: 3, one_way: 0 }),
-            Body::StorageKeysRetired(StorageKeyVersions { wrapped: 0, iso_4: 1, tdes: 2, one_way: u16::MAX }),
+            Body::StorageKeysRetired(RetiredStorageKeys {
+                versions: StorageKeyVersions { wrapped: 0, iso_4: 1, tdes: 2, one_way: u16::MAX },
+                abandoned_records: u64::MAX - 1,
+            }),
             Body::EngineDeregistered { engine: "engine-2".into() },
             Body::UnknownControl { action: Action::SetPin, control: ControlId::random(), unrecorded: 2 },
             Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },

@@ -120,8 +120,8 @@ pub enum Body {
     BlocksTranslated(TranslatedBlocks),
     /// Every engine on the database has these storage keys: no engine writes a record under an older one any more.
     StorageKeysActivated(StorageKeyVersions),
-    /// No record is under these storage keys or older ones, and none will be: their keys may be destroyed.
-    StorageKeysRetired(StorageKeyVersions),
+    /// No engine reads or writes a record under these storage keys or older ones any more: their keys may be destroyed.
+    StorageKeysRetired(RetiredStorageKeys),
     /// An operator deregistered an engine that had ended.
     EngineDeregistered {
         /// The name of the engine on the database.
@@ -163,6 +163,16 @@ pub struct StorageKeyVersions {
     pub tdes: u16,
     /// The key for one-way records.
     pub one_way: u16,
+}
+
+/// The retired storage keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetiredStorageKeys {
+    /// The versions up to which they are retired.
+    pub versions: StorageKeyVersions,
+    /// The PIN records that were under the key at this retirement, and are given up: 0 unless the operator asked for that.
+    pub abandoned_records: u64,
 }
 
 /// Entries of the chain in an archive file.
@@ -851,7 +861,10 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
             bytes.extend_from_slice(&unrecorded.to_be_bytes());
         }
         Body::StorageKeysActivated(versions) => append_versions(bytes, 35, *versions),
-        Body::StorageKeysRetired(versions) => append_versions(bytes, 36, *versions),
+        Body::StorageKeysRetired(RetiredStorageKeys { versions, abandoned_records }) => {
+            append_versions(bytes, 36, *versions);
+            bytes.extend_from_slice(&abandoned_records.to_be_bytes());
+        }
         Body::EngineDeregistered { engine } => {
             bytes.push(37);
             append_text(bytes, engine);
@@ -964,7 +977,10 @@ impl<'a> Reader<'a> {
             32 => Body::StoreRestored(self.origin()?),
             33 => Body::StoreSalvaged(self.origin()?),
             35 => Body::StorageKeysActivated(self.versions()?),
-            36 => Body::StorageKeysRetired(self.versions()?),
+            36 => {
+                let (versions, abandoned_records) = (self.versions()?, self.number()?);
+                Body::StorageKeysRetired(RetiredStorageKeys { versions, abandoned_records })
+            }
             37 => Body::EngineDeregistered { engine: self.text()?.into() },
             34 => Body::AuditArchived(ArchivedSegment {
                 first: self.number()?,

@@ -7,7 +7,7 @@ use store_postgres::{Postgres, PostgresConfig, upkeep};
 
 pub use store_postgres::{
     EngineChain, Migrated, OPERATOR, PostgresOpenError,
-    key_versions::{KINDS, RetireError, deregister, retire, retire_with_records},
+    key_versions::{KINDS, RecordsUnderKey, RetireError, deregister, retire},
     upkeep::{DatabaseCheck, EngineReport, check, engines, migrate},
 };
 

@@ -15,7 +15,7 @@ mod store_upkeep;
 
 pub use self::{
     store_config::{StoreConfig, open_store, open_store_copy},
-    store_upkeep::{StorePlace, back_up_store, check_store, copy_store, restore_store, salvage_store},
+    store_upkeep::{StorePlace, audit_user, back_up_store, check_store, copy_store, restore_store, salvage_store},
 };
 pub use store_embedded::EmbeddedConfig;
 pub use store_postgres::PostgresConfig;

@@ -79,6 +79,12 @@ pub async fn copy_store(
     }
 }
 
+/// The auditUser of the events of a command: the number of the operating system's user who runs it, such as `uid 1000`. Its name
+/// may belong to another user on another machine, or to none.
+pub fn audit_user() -> String {
+    format!("uid {}", rustix::process::getuid().as_raw())
+}
+
 async fn copy_from(
     mut source: impl CopySource,
     to: StorePlace<'_>,
@@ -86,7 +92,7 @@ async fn copy_from(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Copied, CopyError> {
     total(source.facts().rows.saturating_mul(2));
-    let user = format!("uid {}", rustix::process::getuid().as_raw());
+    let user = audit_user();
     match to {
         StorePlace::Directory(target) => copy(&mut source, &mut EmbeddedTarget::new(target)?, &user, progress).await,
         StorePlace::Database(config) => {

@@ -6,7 +6,7 @@
 
 use std::fmt::Display;
 
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     sql,
     tls::Tls,
 };
-use audit::entry::{Body, StorageKeyVersions};
+use audit::entry::{Body, RetiredStorageKeys, StorageKeyVersions};
 use domain::storage_key::{KeyWindow, LoadedKeys, MaxKeyVersions, MinKeyVersions, RecordKey, StorageKeyKind};
 use store::StorageKeyError;
 use store::codec::kind_code;
@@ -105,12 +105,16 @@ impl KeyVersions {
     }
 
     /// Raises after the registration of an engine has ended, and writes.
-    pub(crate) async fn raise_without_engine(&mut self, connection: &Connection) -> Result<(), QueryError> {
+    pub(crate) async fn raise_without_engine(
+        &mut self,
+        connection: &Connection,
+        audit_user: &str,
+    ) -> Result<(), QueryError> {
         let before = self.clone();
         self.raise();
         // `record` may add the operator's row, which gets its window by the write.
         if (self.active, self.min) != (before.active, before.min) {
-            record(connection, Body::StorageKeysActivated(stamp_of(self.active))).await?;
+            record(connection, audit_user, Body::StorageKeysActivated(stamp_of(self.active))).await?;
         }
         self.write(connection).await
     }
@@ -250,6 +254,18 @@ pub(crate) fn window_of(min: &[i32], max: &[i32]) -> Result<KeyWindow, QueryErro
     Ok(KeyWindow { min, max: MaxKeyVersions { wrapped, iso_4, tdes, one_way } })
 }
 
+/// What a retirement does with the PIN records under the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordsUnderKey {
+    /// It is refused while there is one.
+    Refuse,
+    /// The operator gives up their PINs: one-way records, which no engine re-encrypts.
+    GiveUp {
+        /// The number of records that the operator has confirmed.
+        confirmed: u64,
+    },
+}
+
 /// What stands against a retirement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RetireError {
@@ -267,6 +283,18 @@ pub enum RetireError {
         /// The version to retire.
         version: u16,
     },
+    /// More records would be given up than the operator has confirmed.
+    #[error(
+        "{found} PIN records are under version {version} or older, and {confirmed} were confirmed: retire the older versions first"
+    )]
+    MoreRecords {
+        /// The version to retire.
+        version: u16,
+        /// The number of records.
+        found: u64,
+        /// The number that the operator has confirmed.
+        confirmed: u64,
+    },
     /// The database did not acknowledge the retirement. It may be repeated.
     #[error("the retirement was not acknowledged ({0}): try again, and destroy no key before it is")]
     Database(String),
@@ -276,67 +304,81 @@ fn unacknowledged(error: &dyn Display) -> RetireError {
     RetireError::Database(error.to_string())
 }
 
-/// R10, step 6: retires the storage keys of a kind up to a version. Their keys may be destroyed after this function has
-/// returned `Ok`, once no backup that may be restored has records under them.
+/// R10, step 6: retires the storage keys of some kinds up to a version, all of them or none. Their keys may be destroyed after this
+/// function has returned `Ok`, once no backup that may be restored has records under them. The event names `audit_user`.
+/// Returns the number of records that are given up.
 ///
 /// # Errors
 /// Records exist or may be written under the version, or the commit was not acknowledged.
-pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16) -> Result<(), RetireError> {
-    retire_unless(config, kind, version, true).await
-}
-
-/// The same where the operator gives up the PINs of the records under the key: one-way records, which no engine re-encrypts.
-///
-/// # Errors
-/// Records may be written under the version, or the commit was not acknowledged.
-pub async fn retire_with_records(
+pub async fn retire(
     config: &PostgresConfig,
-    kind: StorageKeyKind,
+    kinds: &[StorageKeyKind],
     version: u16,
-) -> Result<(), RetireError> {
-    retire_unless(config, kind, version, false).await
-}
-
-async fn retire_unless(
-    config: &PostgresConfig,
-    kind: StorageKeyKind,
-    version: u16,
-    refuses_records: bool,
-) -> Result<(), RetireError> {
+    records: RecordsUnderKey,
+    audit_user: &str,
+) -> Result<u64, RetireError> {
     let (connection, _) = connect(config).await.map_err(|error| unacknowledged(&error))?;
     let database = |error: QueryError| unacknowledged(&error);
     connection.begin().await.map_err(database)?;
     let mut versions = KeyVersions::lock(&connection).await.map_err(database)?;
-    let at = KINDS.iter().position(|known| *known == kind).unwrap_or_default();
-    let min = versions.min.get(at).copied().unwrap_or_default();
-    if min <= version {
-        return Err(RetireError::InUse { version, min });
-    }
-    if refuses_records {
-        let of = [i32::from(kind_code(kind)), i32::from(version)];
-        let found = connection.query_text(sql::RECORDS_UP_TO, &[&of[0], &of[1]]).await;
-        if found.map_err(database)?.first().map(|row| column(row, 0)).transpose().map_err(database)?.unwrap_or(true) {
-            return Err(RetireError::Records { version });
+    let (before, mut found) = (versions.retired, 0_u64);
+    for ((kind, min), retired) in KINDS.into_iter().zip(versions.min).zip(&mut versions.retired) {
+        if !kinds.contains(&kind) {
+            continue;
         }
-    }
-    // The answer is of this transaction, whose acknowledged commit is on the standby: so is everything that it read.
-    let before = versions.retired;
-    if let Some(retired) = versions.retired.get_mut(at) {
+        if min <= version {
+            return Err(RetireError::InUse { version, min });
+        }
+        // The records up to the retired version were given up before.
+        found = found.saturating_add(count(&connection, kind, *retired, version, records).await.map_err(database)?);
         *retired = version.max(*retired);
     }
+    match records {
+        RecordsUnderKey::Refuse if found > 0 => return Err(RetireError::Records { version }),
+        RecordsUnderKey::GiveUp { confirmed } if found > confirmed => {
+            return Err(RetireError::MoreRecords { version, found, confirmed });
+        }
+        RecordsUnderKey::Refuse | RecordsUnderKey::GiveUp { .. } => {}
+    }
+    // The answer is of this transaction, whose acknowledged commit is on the standby: so is everything that it read.
     if versions.retired != before {
-        record(&connection, Body::StorageKeysRetired(stamp_of(versions.retired))).await.map_err(database)?;
+        let retired = RetiredStorageKeys { versions: stamp_of(versions.retired), abandoned_records: found };
+        record(&connection, audit_user, Body::StorageKeysRetired(retired)).await.map_err(database)?;
         versions.write(&connection).await.map_err(database)?;
     }
-    connection.commit().await.map_err(|error| unacknowledged(&error))
+    connection.commit().await.map_err(|error| unacknowledged(&error))?;
+    Ok(found)
+}
+
+/// The number of records of a kind above `retired` and up to a version; where they are refused, whether there is one.
+async fn count(
+    connection: &Connection,
+    kind: StorageKeyKind,
+    retired: u16,
+    version: u16,
+    records: RecordsUnderKey,
+) -> Result<u64, QueryError> {
+    let [kind, after, before] = [kind_code(kind).into(), retired.into(), i32::from(version) + 1];
+    let values: [&(dyn ToSql + Sync); 3] = [&kind, &after, &before];
+    match records {
+        RecordsUnderKey::Refuse => {
+            let found = connection.query_text(sql::RECORD_BETWEEN, &values).await?;
+            Ok(u64::from(!found.is_empty()))
+        }
+        RecordsUnderKey::GiveUp { .. } => {
+            let counted = connection.query_text(sql::RECORDS_BETWEEN, &values).await?;
+            let counted: i64 = counted.first().map(|row| column(row, 0)).transpose()?.unwrap_or(i64::MAX);
+            Ok(u64::try_from(counted).unwrap_or(u64::MAX))
+        }
+    }
 }
 
 /// R10: deregisters an engine that has ended, so that it does not stand against a rotation. What it sent is fenced. Returns
-/// whether the engine was registered and its lease had expired.
+/// whether the engine was registered and its lease had expired. The event names `audit_user`.
 ///
 /// # Errors
 /// The database can't be reached, or did not acknowledge the change.
-pub async fn deregister(config: &PostgresConfig, engine: &str) -> Result<bool, PostgresOpenError> {
+pub async fn deregister(config: &PostgresConfig, engine: &str, audit_user: &str) -> Result<bool, PostgresOpenError> {
     let (connection, _) = connect(config).await?;
     let database = |error: QueryError| PostgresOpenError::database(config, &error);
     connection.begin().await.map_err(database)?;
@@ -345,8 +387,8 @@ pub async fn deregister(config: &PostgresConfig, engine: &str) -> Result<bool, P
     let fenced = fenced.map_err(database)? == 1;
     if fenced {
         versions.engines.iter_mut().filter(|known| known.name == engine).for_each(|known| known.registered = false);
-        record(&connection, Body::EngineDeregistered { engine: engine.into() }).await.map_err(database)?;
-        versions.raise_without_engine(&connection).await.map_err(database)?;
+        record(&connection, audit_user, Body::EngineDeregistered { engine: engine.into() }).await.map_err(database)?;
+        versions.raise_without_engine(&connection, audit_user).await.map_err(database)?;
     }
     connection.commit().await.map_err(|error| PostgresOpenError::database(config, &error))?;
     Ok(fenced)

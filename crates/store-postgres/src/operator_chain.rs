@@ -15,15 +15,15 @@ use audit::{
     entry::{self, Body, Event, Isolation, Level, Outcome, Stamp},
 };
 
-/// Appends an event to the chain of [`OPERATOR`], within a transaction that has locked the key versions: no other transaction
-/// writes this chain.
-pub(crate) async fn record(connection: &Connection, body: Body) -> Result<(), QueryError> {
+/// Appends an event of `audit_user` to the chain of [`OPERATOR`], within a transaction that has locked the key versions: no other
+/// transaction writes this chain.
+pub(crate) async fn record(connection: &Connection, audit_user: &str, body: Body) -> Result<(), QueryError> {
     let stamp = Stamp { level: Level::Host, token: "-".into(), isolation: Isolation::Process, keys: [].into() };
     let event = Event {
         at: clock::now(),
         caller: OPERATOR.into(),
         tenant: None,
-        audit_user: OPERATOR.into(),
+        audit_user: audit_user.into(),
         request: None,
         outcome: Outcome::Done,
         stamp: stamp.into(),

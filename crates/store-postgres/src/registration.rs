@@ -17,6 +17,8 @@ use super::{
 use audit::{archive::ArchivedPart, chain::Checkpoint};
 use domain::storage_key::MaxKeyVersions;
 
+/// The auditUser of an activation by the end of an engine, as in the events of the engine itself.
+const ENGINE_USER: &str = "engine";
 /// The pause between two attempts to register.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -172,7 +174,7 @@ impl Session {
             .iter_mut()
             .filter(|known| known.name == self.engine)
             .for_each(|known| known.registered = false);
-        versions.raise_without_engine(connection).await?;
+        versions.raise_without_engine(connection, ENGINE_USER).await?;
         Ok(connection.commit().await?)
     }
 }

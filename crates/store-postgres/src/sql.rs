@@ -82,9 +82,9 @@ pub(crate) const KEY_VERSIONS: &str = "UPDATE key_versions SET keys = COALESCE($
 /// R2: the lowest version of a kind between two versions, both excluded, that a record is under: one question of the index.
 pub(crate) const RECORD_BETWEEN: &str = "SELECT pin_version FROM cards WHERE pin IS NOT NULL AND pin_kind = $1 \
      AND pin_version > $2 AND pin_version < $3 ORDER BY pin_version LIMIT 1";
-/// R10: whether a record is under a version or an older one, for a retirement.
-pub(crate) const RECORDS_UP_TO: &str =
-    "SELECT EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = $1 AND pin_version <= $2)";
+/// R10: the number of these records, for a retirement that gives them up.
+pub(crate) const RECORDS_BETWEEN: &str = "SELECT count(*) FROM cards WHERE pin IS NOT NULL AND pin_kind = $1 \
+     AND pin_version > $2 AND pin_version < $3";
 
 /// The cards by name, and those of controls by id, in the order of their keys.
 pub(crate) const CARDS_LOCK: &str = "SELECT c.tenant, c.plastic_id, c.registered, c.generation, c.tries_reserved, \

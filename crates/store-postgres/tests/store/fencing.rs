@@ -176,7 +176,7 @@ async fn a_deregistered_engine_that_runs_is_displaced() {
     let store = open(&config).await;
     let admin = server.admin().await;
     admin.batch_execute("UPDATE engines SET lease_until = clock_timestamp() - interval '1 second'").await.unwrap();
-    assert!(deregister(&server.config("engine-2"), "engine-1").await.unwrap());
+    assert!(deregister(&server.config("engine-2"), "engine-1", "uid 1000").await.unwrap());
     let refused = set_by_zone(&*store, card(1), 1).await;
     assert!(matches!(refused, Err(ChangeError::Store(StoreError::Failed(_)))), "{refused:?}");
     assert_eq!(is_registered(&admin).await, Some(false));

@@ -3,17 +3,22 @@
 use crate::server::{Server, until};
 use crate::{open, verified_chain};
 use audit::card_reference::CardReferenceKey;
-use audit::entry::{Body, StorageKeyVersions};
+use audit::entry::{Body, RetiredStorageKeys, StorageKeyVersions};
 use domain::card::StoredPin;
 use domain::control::{Denied, RetryTag};
 use domain::rules::UnknownCards;
-use domain::storage_key::StorageKeyKind;
+use domain::storage_key::{RecordKey, StorageKeyKind};
 use store::conformance::{card, card_event, engine_event, iso_4_keys, record, reencrypted, reported};
 use store::{ChangeError, KeysAtStart, ReportedKeys, StorageKeyError, Store, StoreError};
-use store_postgres::OPERATOR;
-use store_postgres::key_versions::{RetireError, deregister, retire};
+use store_postgres::key_versions::{RecordsUnderKey, RetireError, deregister, retire};
+use store_postgres::{OPERATOR, Postgres, PostgresConfig};
 
-const KIND: StorageKeyKind = StorageKeyKind::Iso4;
+const KINDS: &[StorageKeyKind] = &[StorageKeyKind::Iso4];
+const USER: &str = "uid 1000";
+
+pub(crate) async fn retire_unused(config: &PostgresConfig, version: u16) -> Result<u64, RetireError> {
+    retire(config, KINDS, version, RecordsUnderKey::Refuse, USER).await
+}
 
 /// Reports the versions up to this one.
 pub(crate) async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
@@ -72,7 +77,7 @@ async fn a_key_is_used_once_every_engine_has_it_and_retired_once_nothing_needs_i
     assert_eq!(highest(&*one), 1);
     assert!(is_inactive(&set(&*one, 2, 2).await), "engine 2 could not open the record");
     set(&*two, 2, 1).await.unwrap();
-    let retired = retire(&config, KIND, 1).await;
+    let retired = retire_unused(&config, 1).await;
     assert_eq!(retired, Err(RetireError::InUse { version: 1, min: 1 }));
 
     // Engine 2 reloads: from its answer on nothing is written under version 1, by either engine.
@@ -85,24 +90,89 @@ async fn a_key_is_used_once_every_engine_has_it_and_retired_once_nothing_needs_i
         assert_eq!(highest(&**engine), 2);
     }
     set(&*one, 3, 2).await.unwrap();
-    assert_eq!(retire(&config, KIND, 1).await, Err(RetireError::Records { version: 1 }));
+    assert_eq!(retire_unused(&config, 1).await, Err(RetireError::Records { version: 1 }));
     let pins = (1..=2).map(|number| reencrypted(card(number), 1, 2)).collect();
     let event = engine_event(Body::RecordsReencrypted { count: 0 });
     assert_eq!((&*two as &dyn Store).reencrypt(pins, event).await.unwrap(), 2);
-    retire(&config, KIND, 1).await.unwrap();
-    retire(&config, KIND, 1).await.unwrap();
-    assert!(matches!(retire(&config, KIND, 2).await, Err(RetireError::InUse { version: 2, min: 2 })));
+    retire_unused(&config, 1).await.unwrap();
+    retire_unused(&config, 1).await.unwrap();
+    assert!(matches!(retire_unused(&config, 2).await, Err(RetireError::InUse { version: 2, min: 2 })));
     let retired = verified_chain(&one, OPERATOR).await;
-    assert_eq!(
-        retired.iter().map(|entry| &entry.event.body).collect::<Vec<_>>(),
-        [&Body::StorageKeysRetired(versions(1))]
-    );
+    let event = RetiredStorageKeys { versions: versions(1), abandoned_records: 0 };
+    let events: Vec<_> = retired.iter().map(|entry| (&entry.event.body, &*entry.event.audit_user)).collect();
+    assert_eq!(events, [(&Body::StorageKeysRetired(event), USER)]);
 
     // R2: an engine that still has the retired key does not start.
     let lacks = start(&*one, 1).await;
     let expected = StorageKeyError::Retired { version: 1 };
     assert!(matches!(&lacks, Err(StoreError::StorageKeys(error)) if *error == expected), "{lacks:?}");
     start(&*one, 2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_event_of_a_retirement_counts_the_records_that_it_gives_up() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    let store = open(&config).await;
+    for number in 1..=3 {
+        set(&*store, number, 1).await.unwrap();
+    }
+    report(&*store, 2).await.unwrap();
+    set(&*store, 4, 2).await.unwrap();
+    report(&*store, 3).await.unwrap();
+    let give_up =
+        async |version, confirmed| retire(&config, KINDS, version, RecordsUnderKey::GiveUp { confirmed }, USER).await;
+    assert_eq!(give_up(1, 2).await, Err(RetireError::MoreRecords { version: 1, found: 3, confirmed: 2 }));
+    assert!(verified_chain_of_operator(&store).await.is_empty(), "nothing was retired");
+    assert_eq!(give_up(1, 3).await, Ok(3));
+    assert_eq!(give_up(1, 3).await, Ok(0), "they were given up before");
+    assert_eq!(give_up(2, 1).await, Ok(1));
+    let event = |version, abandoned_records| {
+        Body::StorageKeysRetired(RetiredStorageKeys { versions: versions(version), abandoned_records })
+    };
+    assert_eq!(verified_chain_of_operator(&store).await, [event(1, 3), event(2, 1)]);
+}
+
+/// The bodies of the operator's events.
+async fn verified_chain_of_operator(store: &Postgres) -> Vec<Body> {
+    let chains = store.chains().await.unwrap();
+    if !chains.iter().any(|chain| chain.engine == OPERATOR) {
+        return Vec::new();
+    }
+    verified_chain(store, OPERATOR).await.into_iter().map(|entry| entry.event.body).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_kinds_all_are_retired_or_none() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    let store = open(&config).await;
+    let loaded = |iso_4: u16| {
+        let key = |kind, version| RecordKey { kind, version };
+        [key(StorageKeyKind::Wrapped, 1), key(StorageKeyKind::Wrapped, 2), key(StorageKeyKind::Iso4, iso_4)]
+    };
+    let report_of = async |iso_4| {
+        let keys = loaded(iso_4).into_iter().chain([RecordKey { kind: StorageKeyKind::Iso4, version: 1 }]).collect();
+        (&*store as &dyn Store).set_keys_in_use(reported(&[1], keys), engine_event(Body::KeysReloaded)).await.unwrap();
+    };
+    let retire_both = async || {
+        let kinds = [StorageKeyKind::Wrapped, StorageKeyKind::Iso4];
+        retire(&config, &kinds, 1, RecordsUnderKey::Refuse, USER).await
+    };
+    report_of(1).await;
+    assert_eq!(retire_both().await, Err(RetireError::InUse { version: 1, min: 1 }));
+    report_of(2).await;
+    set(&*store, 1, 2).await.unwrap();
+    let admin = server.admin().await;
+    let retired = async || {
+        let row = admin.query_one("SELECT retired_versions FROM key_versions", &[]).await.unwrap();
+        row.get::<_, Vec<i32>>(0)
+    };
+    assert_eq!(retired().await, [0, 0, 0, 0]);
+    assert_eq!(retire_both().await, Ok(0));
+    assert_eq!(retired().await, [1, 1, 0, 0]);
+    let event = RetiredStorageKeys { versions: StorageKeyVersions { wrapped: 1, ..versions(1) }, abandoned_records: 0 };
+    assert_eq!(verified_chain_of_operator(&store).await, [Body::StorageKeysRetired(event)]);
 }
 
 /// The questions are asked while the row of every engine is locked.
@@ -114,7 +184,7 @@ async fn questions_about_keys_read_no_whole_table() {
     report(&*store, 1).await.unwrap();
     set(&*store, 1, 1).await.unwrap();
     report(&*store, 2).await.unwrap();
-    assert_eq!(retire(&config, KIND, 1).await, Err(RetireError::Records { version: 1 }));
+    assert_eq!(retire_unused(&config, 1).await, Err(RetireError::Records { version: 1 }));
     store.close().await;
     drop(store);
     let admin = server.admin().await;
@@ -198,7 +268,7 @@ async fn an_engine_that_ended_stands_against_a_rotation_until_it_is_deregistered
     for engine in [&one, &two] {
         report(&**engine, 1).await.unwrap();
     }
-    assert!(!deregister(&config, "engine-2").await.unwrap(), "it runs");
+    assert!(!deregister(&config, "engine-2", USER).await.unwrap(), "it runs");
     // Killed, not closed.
     let admin = server.admin().await;
     let gone =
@@ -206,9 +276,10 @@ async fn an_engine_that_ended_stands_against_a_rotation_until_it_is_deregistered
     admin.execute(gone, &[&"engine-2"]).await.unwrap();
     report(&*one, 2).await.unwrap();
     assert_eq!(highest(&*one), 1);
-    assert!(deregister(&config, "engine-2").await.unwrap());
+    assert!(deregister(&config, "engine-2", USER).await.unwrap());
     let entries = verified_chain(&one, OPERATOR).await;
     let deregistered = Body::EngineDeregistered { engine: "engine-2".into() };
+    assert!(entries.iter().all(|entry| &*entry.event.audit_user == USER));
     let bodies: Vec<_> = entries.into_iter().map(|entry| entry.event.body).collect();
     assert_eq!(bodies, [deregistered, Body::StorageKeysActivated(versions(2))]);
     set(&*one, 1, 2).await.unwrap();

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use crate::rotation::report;
+use crate::rotation::{report, retire_unused};
 use crate::server::Server;
 use crate::{open, set, verified_chain};
 use audit::chain::Checkpoint;
 use audit::entry::Body;
 use audit::tree_head::{TreeHead, origin_of};
-use domain::storage_key::StorageKeyKind;
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::conformance::{archived_event, card, engine_event, iso_4_keys, keyed, part_to};
 use store::upkeep::UpkeepError;
 use store::{ChangeError, Store, StoreError};
 use store_postgres::copy::PostgresTarget;
-use store_postgres::key_versions::{deregister, retire};
+use store_postgres::key_versions::deregister;
 use store_postgres::upkeep::{DatabaseCheck, check, engines, migrate};
 use store_postgres::{EngineChain, Migrated, OPERATOR, Postgres, PostgresConfig, PostgresOpenError};
 
@@ -203,7 +202,7 @@ async fn the_chain_of_the_operator_is_whole_and_is_read() {
         }
         if retires_first {
             report(&*two, 2).await.unwrap();
-            retire(&config, StorageKeyKind::Iso4, 1).await.unwrap();
+            retire_unused(&config, 1).await.unwrap();
         }
         // Otherwise the end of engine-2 activates version 2.
         two.close().await;
@@ -251,5 +250,5 @@ async fn the_engines_are_listed_with_their_keys_and_leases() {
     assert_eq!([&listed[0].loaded_keys, &listed[1].loaded_keys], [&Some(iso_4_keys(1..=4)), &None]);
     assert_eq!(listed[1].chain.head, two.checkpoint().await.unwrap());
     assert!(listed[1].last_transaction.0 > 0);
-    assert!(!deregister(&config, "engine-2").await.unwrap(), "it was closed");
+    assert!(!deregister(&config, "engine-2", "uid 1000").await.unwrap(), "it was closed");
 }
