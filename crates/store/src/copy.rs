@@ -8,6 +8,9 @@
 //! - Cards that were never registered and have no PIN are left out. Without a control they hold the rate of their controls alone.
 //! - The audit chain goes along, and its next event, `store_restored`, states the source.
 //! - Each row is read back from the target and compared before the event is written.
+//! - Moments are copied as they are, and the target reads them by its own clock. Only the five minutes in which a retry is confirmed
+//!   depend on them: they end earlier or later by the difference of the clocks. A confirmed retry stays true, because it needs the
+//!   tag of its block and a PIN that no later change has replaced; one that is not confirmed is answered as not usable.
 
 use std::sync::Arc;
 
@@ -47,7 +50,8 @@ pub struct CopyFacts {
     pub min: MinKeyVersions,
     /// The newest time of the source's changes.
     pub time: UnixMillis,
-    /// The number of rows to copy: cards, controls that are kept, audit entries.
+    /// The number of rows to copy: cards, controls that are kept, audit entries. For a progress bar alone: a source may count every
+    /// spent control.
     pub rows: u64,
 }
 
