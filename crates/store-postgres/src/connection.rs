@@ -22,7 +22,7 @@ use tokio_postgres::{
     types::ToSql,
 };
 
-use super::{DatabaseHost, PostgresConfig, sql, tls::Tls};
+use super::{DatabaseHost, PostgresConfig, migration::SUPPORTED, sql, tls::Tls};
 
 /// The pause before the first keepalive probe, and between two of them: a lost host is found within seconds.
 const KEEPALIVE: Duration = Duration::from_secs(2);
@@ -45,6 +45,14 @@ pub(crate) enum QueryError {
     /// A row has another shape than this release writes.
     #[error("a row of the database can't be read: {0}")]
     Row(String),
+    /// Another release has migrated the tables.
+    #[error(
+        "the tables have version {version}, and this release has version {SUPPORTED}: use the release that migrated them"
+    )]
+    OtherRelease {
+        /// The version of the tables.
+        version: i32,
+    },
 }
 
 impl QueryError {

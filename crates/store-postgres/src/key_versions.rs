@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     PostgresConfig, PostgresOpenError,
     connection::{Connection, QueryError, column},
+    migration::lock_version,
     operator_chain::record,
     sql,
     tls::Tls,
@@ -73,8 +74,9 @@ impl KeyVersions {
         })
     }
 
-    /// Locks and reads both, within a transaction.
+    /// Locks the version of the tables, and locks and reads both, within a transaction.
     pub(crate) async fn lock(connection: &Connection) -> Result<Self, QueryError> {
+        lock_version(connection).await?;
         let versions = connection.query_text(sql::KEY_VERSIONS_LOCK, &[]).await?;
         let engines = connection.query_text(sql::ENGINES_LOCK, &[]).await?;
         Self::read(&versions, &engines)

@@ -88,6 +88,17 @@ pub(crate) async fn check_version(connection: &Connection, config: &PostgresConf
     Err(PostgresOpenError::Version { place: config.place(), version, supported })
 }
 
+/// Keeps the tables at the version of this release until the transaction ends: the first lock of a transaction that locks the key
+/// versions outside the writer. A migration takes the same locks in the same order.
+///
+/// # Errors
+/// [`QueryError::OtherRelease`].
+pub(crate) async fn lock_version(connection: &Connection) -> Result<(), QueryError> {
+    let rows = connection.query_text(sql::SCHEMA_VERSION_SHARE, &[]).await?;
+    let version = rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
+    if version == SUPPORTED { Ok(()) } else { Err(QueryError::OtherRelease { version }) }
+}
+
 /// The version of the tables; `None` where there are none.
 async fn version(connection: &Connection) -> Result<Option<i32>, QueryError> {
     let exists = connection.query_text(sql::SCHEMA_VERSION_EXISTS, &[]).await?;

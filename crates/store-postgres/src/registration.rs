@@ -10,7 +10,7 @@ use super::{
     PostgresConfig,
     connection::{CommitError, Connection, QueryError, column},
     key_versions::{KeyVersions, window_of},
-    migration::SUPPORTED,
+    migration::{SUPPORTED, lock_version},
     operator_chain::checkpoint,
     sql,
 };
@@ -78,6 +78,7 @@ impl Session {
         let (engine, lease) = (config.engine_name.to_string(), config.lease.as_secs_f64());
         let (incarnation, session) = (Uuid::new_v4(), Uuid::new_v4());
         connection.begin().await?;
+        lock_version(connection).await?;
         let versions = connection.query_text(sql::KEY_VERSIONS_LOCK, &[]).await?;
         // A copy begins under the same lock.
         if !connection.query_text(sql::COPY_MARK, &[]).await?.is_empty() {

@@ -221,6 +221,8 @@ pub(crate) const SCHEMA_VERSION_ROW: &str =
     "INSERT INTO schema_version (id, version) VALUES (1, 0) ON CONFLICT (id) DO NOTHING";
 /// The lock row: of racing programs one migrates, and the others find its version.
 pub(crate) const SCHEMA_VERSION_LOCK: &str = "SELECT version FROM schema_version WHERE id = 1 FOR UPDATE";
+/// Held to the end of a transaction, it keeps a migration from beginning.
+pub(crate) const SCHEMA_VERSION_SHARE: &str = "SELECT version FROM schema_version WHERE id = 1 FOR SHARE";
 pub(crate) const SCHEMA_VERSION: &str = "SELECT version FROM schema_version WHERE id = 1";
 /// The locks of [`KEY_VERSIONS_LOCK`] and [`ENGINES_LOCK`] by columns that every version of the tables has.
 pub(crate) const SCHEMA_KEY_VERSIONS_LOCK: &str = "SELECT id FROM key_versions WHERE id = 1 FOR UPDATE";
@@ -284,7 +286,7 @@ mod tests {
     /// documents of CockroachDB and YugabyteDB. The statements have never run on either.
     const KEYWORDS: &str = "ADD ALL ALTER AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COLUMN COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
         DESC DO DROP ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
-        NOTHING NULL ON ONLY OR ORDER PRIMARY READ REPEATABLE RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE \
+        NOTHING NULL ON ONLY OR ORDER PRIMARY READ REPEATABLE RETURNING ROLLBACK SELECT SET SHARE SHOW SKIP TABLE THEN UNION UPDATE \
         VALUES WHEN WHERE";
     const FUNCTIONS: &str = "clock_timestamp count current_schema extract max set_config sum unnest";
     const TYPES: &str = "bigint boolean bytea float8 integer text uuid";

@@ -79,16 +79,41 @@ async fn a_migration_fences_an_engine_of_the_release_before() {
     assert_eq!(sets, 1);
 }
 
-/// A migration that runs holds the row: a program whose tables are right does not wait for it.
+/// A migration that runs holds the row: no engine registers and none is deregistered before it ends, and then only by its tables.
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_this_release_are_opened_without_a_write() {
+async fn a_registration_waits_for_a_migration_that_runs() {
     let server = Server::start();
     let config = server.config("engine-1");
     open(&config).await.close().await;
+    let migrating = server.admin().await;
+    for (end, version) in [("ROLLBACK", None), ("UPDATE schema_version SET version = 3; COMMIT", Some(3))] {
+        migrating.batch_execute("BEGIN; SELECT version FROM schema_version FOR UPDATE").await.unwrap();
+        let opening = tokio::spawn({
+            let config = config.clone();
+            async move { Postgres::open(&config).await }
+        });
+        waits_for_lock(&server).await;
+        migrating.batch_execute(end).await.unwrap();
+        match (opening.await.unwrap(), version) {
+            (Ok(store), None) => store.close().await,
+            (Err(PostgresOpenError::Version { version: found, .. }), Some(version)) => assert_eq!(found, version),
+            (Ok(_), Some(_)) => panic!("an engine registered with tables of another release"),
+            (Err(error), _) => panic!("{error}"),
+        }
+    }
+    let refused = store_postgres::key_versions::deregister(&config, "engine-1", "uid 0").await.unwrap_err();
+    assert!(refused.to_string().contains("have version 3"), "{refused}");
+}
+
+/// Waits until a session waits for a lock.
+async fn waits_for_lock(server: &Server) {
     let admin = server.admin().await;
-    admin.batch_execute("BEGIN; SELECT version FROM schema_version FOR UPDATE").await.unwrap();
-    open(&config).await.close().await;
-    admin.batch_execute("ROLLBACK").await.unwrap();
+    until("a session waits for a lock", async || {
+        let waiting =
+            admin.query_one("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", &[]).await;
+        (waiting.unwrap().get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
