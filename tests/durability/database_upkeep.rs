@@ -6,27 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    command::{done, refused, text},
-    server::Server,
-};
+use super::command::{done, refused, text};
+use postgres_server::Server;
 use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
     engine_process::{EngineProcess, device},
     rotation::watched,
 };
 
-/// The section of an engine's configuration that names the server.
-fn section(server: &Server, engine: &str) -> String {
-    let port = server.port;
-    format!(
-        "[store.postgres]\nhosts = [\"127.0.0.1:{port}\"]\ndatabase = \"postgres\"\nuser = \"pinseal\"\nengine_name = {engine:?}"
-    )
-}
-
 fn config(directory: &Path, server: &Server, engine: &str) -> PathBuf {
     let path = directory.join(format!("{engine}.toml"));
-    fs::write(&path, section(server, engine)).unwrap();
+    fs::write(&path, server.section(engine)).unwrap();
     path
 }
 
@@ -54,7 +44,7 @@ async fn an_engine_moves_to_a_database_and_back() {
     assert!(copied.contains("compared: cards: 3, PINs: 3, controls kept for retries: 3"), "{copied}");
     assert!(done(&copy).contains("the copy was complete before"));
 
-    let engine = EngineProcess::start(directory.path(), &section(&server, "engine-1"));
+    let engine = EngineProcess::start(directory.path(), &server.section("engine-1"));
     let other = tempfile::tempdir().unwrap();
     let mut client = engine.client().await;
     client.set(&device, "8304", "4847").await.unwrap();
@@ -108,7 +98,7 @@ async fn a_storage_key_of_a_database_is_retired_while_its_engine_runs() {
     let (server, ceremony) = (Server::start(), Ceremony::prepared());
     let directory = ceremony.directory();
     let device = device();
-    let section = section(&server, "engine-1");
+    let section = server.section("engine-1");
     let engine = EngineProcess::start(directory, &section);
     let mut client = engine.client().await;
     for number in 1..=3 {

@@ -14,9 +14,6 @@ mod disk_shim;
 mod kill;
 mod low_space;
 mod power_cut;
-#[path = "../../crates/store-postgres/tests/store/server.rs"]
-#[allow(dead_code, reason = "the tests of the store use the rest")]
-mod server;
 mod small_disk;
 mod store_failure;
 mod tries;

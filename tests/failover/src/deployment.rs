@@ -8,6 +8,7 @@ use std::{
 
 use audit::{chain::Checkpoint, tree_head::TreeHead};
 use device::Tzpk;
+use postgres_server::free_port;
 use support::{
     ceremony::Ceremony,
     real_token::{Make, RealToken},
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     guard::Notes,
-    program::{Program, Service, Start, directory_in, free_port},
+    program::{Program, Service, Start, directory_in},
     times::LIFETIME_SECONDS,
 };
 

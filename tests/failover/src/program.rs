@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
-    net::TcpListener,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -16,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use postgres_server::process_tree;
 
 use crate::{guard::Notes, times::PATIENCE};
 
@@ -81,22 +80,6 @@ impl Program {
 
     pub fn id(&self) -> u32 {
         self.child.id()
-    }
-
-    /// The service and its key boundary.
-    fn processes(&self) -> Vec<u32> {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
-        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-        let children = children.collect::<String>();
-        children.split_whitespace().map(|id| id.parse().unwrap()).chain([self.id()]).collect()
-    }
-
-    fn signal(&self, signal: Signal) {
-        for process in self.processes() {
-            let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
-            // The boundary may have ended.
-            let _ = kill_process(process, signal);
-        }
     }
 
     /// Waits for the end of the process.
@@ -187,14 +170,14 @@ impl Service {
     /// Stops the service and its key boundary.
     pub fn freeze(&self) {
         if let Some(program) = locked(&self.shared.program).as_ref() {
-            program.signal(Signal::STOP);
+            process_tree::stop(program.id());
         }
     }
 
     /// Continues the service and its key boundary.
     pub fn thaw(&self) {
         if let Some(program) = locked(&self.shared.program).as_ref() {
-            program.signal(Signal::CONT);
+            process_tree::resume(program.id());
         }
     }
 
@@ -250,11 +233,6 @@ impl Drop for Service {
 
 fn locked<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
     place.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A port that no process listens on.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Creates a directory in another, and returns its path.

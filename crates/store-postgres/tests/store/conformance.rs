@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::server::Server;
+use postgres_server::Server;
 use store::Store;
 use store_postgres::{Postgres, PostgresConfig};
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crate::open;
 use crate::proxy::{Cut, Proxy};
-use crate::server::Server;
 use audit::card_reference::CardReferenceKey;
 use audit::chain::Checkpoint;
 use audit::entry::{Body, Entry};
 use domain::card::{CardKey, PinStatus};
 use domain::control::{ControlId, Denied};
+use postgres_server::Server;
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::conformance::{archived_event, card, confirm, engine_event, iso_4_keys, keyed, part_to, reported, set};
 use store::copy::{Begun, Copied, CopiedCard, CopyError, CopyFacts, CopyReport, CopySource, CopyTarget, copy};

@@ -18,9 +18,9 @@ use store_postgres::Postgres;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::server::{Server, until};
 use crate::{open, verified_chain};
 use domain::card::{CardKey, PlasticId, Tenant};
+use postgres_server::{Server, until};
 
 /// A boundary in this process, which opens its vault again for a reload.
 #[derive(Clone)]

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::server::{Server, until};
 use crate::{count, open, set, verified_chain};
 use audit::entry::Action;
 use domain::control::{Denied, NewControl, Transition};
+use postgres_server::{Server, until};
 use store::conformance::{GENEROUS, card, card_event, control, tzpk};
 use store::{ChangeError, Store};
 

@@ -1,6 +1,6 @@
 //! The facts of PostgreSQL that the protocol rests on. A release of PostgreSQL that changes one of them fails its test.
 
-use crate::server::{Server, until};
+use postgres_server::{Server, until};
 use tokio_postgres::Client;
 
 /// A server with a table, whose commits wait for a standby that is absent.

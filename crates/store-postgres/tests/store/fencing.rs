@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::proxy::{Cut, Proxy};
 use crate::rotation::report;
-use crate::server::{Server, set_standby, until};
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
+use postgres_server::{Server, set_standby, until};
 use store::conformance::pin_use::set_by_zone;
 use store::conformance::{card, keyed, record};
 use store::{ChangeError, FailureCause, Store, StoreError, StoreState};

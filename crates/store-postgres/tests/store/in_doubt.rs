@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::{Cut, Proxy};
-use crate::server::{PATIENCE, Server, set_standby, until};
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
 use domain::tries::Tries;
+use postgres_server::{PATIENCE, Server, set_standby, until};
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::conformance::{card, confirm, keyed, record};
 use store::{ChangeError, Store, StoreError, StoreState};

@@ -21,7 +21,6 @@ mod proxy;
 mod reads;
 mod retries;
 mod rotation;
-mod server;
 mod sweep;
 mod tls;
 mod two_engines;

@@ -2,7 +2,7 @@
 
 use crate::open;
 use crate::rotation::report;
-use crate::server::{Server, until};
+use postgres_server::{Server, until};
 use store::conformance::card;
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::{ChangeError, FailureCause, Store, StoreError, StoreState};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::Proxy;
-use crate::server::{PATIENCE, Server, free_port, until};
 use crate::{as_store, open, verified_chain};
 use audit::entry::{Action, Body};
 use clock::deadline::Deadline;
+use postgres_server::{PATIENCE, Server, free_port, until};
 use store::conformance::pin_use::{reserve, set_by_zone, settle};
 use store::conformance::{GENEROUS, card, card_event, control, engine_event};
 use store::{ChangeError, Store, StoreError, StoreState};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::Proxy;
-use crate::server::{PATIENCE, Server, until};
 use crate::{as_store, open, verified_chain};
 use audit::entry::{Action, Body};
 use domain::control::ControlId;
+use postgres_server::{PATIENCE, Server, until};
 use store::conformance::pin_use::set_by_zone;
 use store::conformance::{GENEROUS, card, card_event, control, engine_event, record};
 use store::{ReadEpoch, Store, StoreError};

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::server::{Server, until};
 use crate::{count, open, verified_chain};
 use audit::entry::Action;
+use postgres_server::{Server, until};
 use store::Store;
 use store::conformance::pin_use::set_by_zone;
 use store::conformance::{card, card_event, record};

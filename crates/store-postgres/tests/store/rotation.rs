@@ -1,6 +1,5 @@
 //! R2 and R10: the storage keys of several engines.
 
-use crate::server::{Server, until};
 use crate::{open, verified_chain};
 use audit::card_reference::CardReferenceKey;
 use audit::entry::{Body, RetiredStorageKeys, StorageKeyVersions};
@@ -8,6 +7,7 @@ use domain::card::StoredPin;
 use domain::control::{Denied, RetryTag};
 use domain::rules::UnknownCards;
 use domain::storage_key::{RecordKey, StorageKeyKind};
+use postgres_server::{Server, until};
 use store::conformance::{card, card_event, engine_event, iso_4_keys, record, reencrypted, reported};
 use store::{ChangeError, KeysAtStart, ReportedKeys, StorageKeyError, Store, StoreError};
 use store_postgres::key_versions::{RecordsUnderKey, RetireError, deregister, retire};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::server::{Server, until};
 use crate::{open, verified_chain};
 use audit::entry::Action;
+use postgres_server::{Server, until};
 use store::Store;
 use store::conformance::{GENEROUS, card, card_event, control};
 use store_postgres::PostgresConfig;

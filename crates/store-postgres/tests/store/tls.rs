@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::open;
-use crate::server::Server;
+use postgres_server::Server;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use store::Store;
 use store_postgres::{DatabaseHost, DatabaseTls, Postgres, PostgresConfig};
@@ -26,7 +26,7 @@ async fn the_servers_certificate_is_verified_for_its_name() {
     }
     admin.batch_execute("ALTER SYSTEM SET ssl = on").await.unwrap();
     admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    crate::server::until("the server has loaded its certificate", async || {
+    postgres_server::until("the server has loaded its certificate", async || {
         let row = server.admin().await.query_one("SHOW ssl", &[]).await.unwrap();
         (row.get::<_, &str>(0) == "on").then_some(())
     })

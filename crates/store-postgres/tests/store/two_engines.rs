@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::proxy::{Cut, Proxy};
-use crate::server::{PATIENCE, Server, until};
 use crate::{count, open, set, verified_chain};
 use audit::entry::Action;
 use domain::control::Denied;
+use postgres_server::{PATIENCE, Server, until};
 use store::conformance::pin_use::{LIMIT, reserve, set_by_zone, settle};
 use store::conformance::{GENEROUS, card, card_event, control, keyed, record};
 use store::{ChangeError, Store, ZoneSet};

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::rotation::{report, retire_unused};
-use crate::server::Server;
 use crate::{open, set, verified_chain};
 use audit::chain::Checkpoint;
 use audit::entry::Body;
 use audit::tree_head::{TreeHead, origin_of};
+use postgres_server::Server;
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::conformance::{archived_event, card, engine_event, iso_4_keys, keyed, part_to};
 use store::upkeep::UpkeepError;

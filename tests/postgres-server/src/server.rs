@@ -14,35 +14,50 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use store_postgres::{DatabaseHost, PostgresConfig};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::process_tree;
+
+const USER: &str = "pinseal";
+const DATABASE: &str = "postgres";
 
 /// How long a test waits for a condition: far longer than any machine needs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
-pub(crate) struct Server {
+/// A server; stopped when dropped.
+pub struct Server {
     programs: PathBuf,
     directory: TempDir,
     /// The unprivileged user that runs the server, where the test runs as root.
     user: Option<(u32, u32)>,
-    pub(crate) port: u16,
+    pub port: u16,
+    /// Of the role that owns the database. Another user of the machine can connect to the port, and does not know it.
+    password: String,
     process: Option<Child>,
 }
 
 impl Server {
     /// Makes a database and starts its server, with `fsync` as by default.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         Self::start_with("")
     }
 
     /// The same, with lines of `postgresql.conf`.
-    pub(crate) fn start_with(settings: &str) -> Self {
+    pub fn start_with(settings: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("pg25-").tempdir().unwrap();
         let user = geteuid().is_root().then(unprivileged_user);
-        let mut server = Self { programs: programs(), directory, user, port: free_port(), process: None };
+        let password = Uuid::new_v4().simple().to_string();
+        let mut server = Self { programs: programs(), directory, user, port: free_port(), password, process: None };
         fs::set_permissions(server.directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
         server.give_to_user(server.directory.path());
+        let password_file = server.write("password", &server.password);
         let made = server
             .command("initdb")
-            .args(["--no-sync", "--auth=trust", "--username=pinseal", "--encoding=UTF8", "--locale=C.UTF-8", "-D"])
+            .args(["--no-sync", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--username", USER])
+            .arg("--pwfile")
+            .arg(password_file)
+            .arg("-D")
             .arg(server.data())
             .output()
             .unwrap();
@@ -56,16 +71,17 @@ impl Server {
         server
     }
 
-    pub(crate) fn data(&self) -> PathBuf {
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// A file of the server's user.
-    pub(crate) fn write(&self, name: &str, content: &str) -> PathBuf {
+    pub fn write(&self, name: &str, content: &str) -> PathBuf {
         let path = self.directory.path().join(name);
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -89,7 +105,7 @@ impl Server {
     }
 
     /// Starts the server and waits until it answers.
-    pub(crate) fn run(&mut self) {
+    pub fn run(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.directory.path().join("log")).unwrap();
         let mut command = self.command("postgres");
         let command = command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
@@ -105,54 +121,62 @@ impl Server {
         }
     }
 
-    pub(crate) fn log(&self) -> String {
+    /// What the server has logged.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// Stops the server at once, as a crash would: it recovers at its next start.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            self.signal_to(&process, Signal::QUIT);
+            // A stopped process does not end.
+            process_tree::resume(process.id());
+            kill_process(Pid::from_child(&process), Signal::QUIT).unwrap();
             process.wait().unwrap();
         }
     }
 
     /// Stops every process of the server, as a stalled machine would.
-    pub(crate) fn freeze(&self) {
-        self.processes().into_iter().for_each(|process| kill_process(process, Signal::STOP).unwrap());
+    pub fn freeze(&self) {
+        process_tree::stop(self.id());
     }
 
-    pub(crate) fn thaw(&self) {
-        self.processes().into_iter().for_each(|process| kill_process(process, Signal::CONT).unwrap());
+    /// Continues every process of the server.
+    pub fn thaw(&self) {
+        process_tree::resume(self.id());
     }
 
-    /// The postmaster and its children.
-    fn processes(&self) -> Vec<Pid> {
-        let postmaster = self.process.as_ref().unwrap().id();
-        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
-        let ids = children.split_whitespace().map(|id| id.parse().unwrap()).chain([postmaster as i32]);
-        ids.filter_map(Pid::from_raw).collect()
+    /// The process of the postmaster.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("the server runs").id()
     }
 
-    fn signal_to(&self, process: &Child, signal: Signal) {
-        kill_process(Pid::from_child(process), signal).unwrap();
+    /// The lines of `[store.postgres]` of an engine with this name.
+    pub fn section(&self, engine: &str) -> String {
+        let (port, password) = (self.port, self.directory.path().join("password"));
+        format!(
+            "[store.postgres]\nhosts = [\"127.0.0.1:{port}\"]\ndatabase = {DATABASE:?}\nuser = {USER:?}\n\
+             password = {{ file = {password:?} }}\nengine_name = {engine:?}"
+        )
     }
 
     /// The configuration of an engine on this server.
-    pub(crate) fn config(&self, engine: &str) -> PostgresConfig {
+    pub fn config(&self, engine: &str) -> PostgresConfig {
         self.config_at(self.port, engine)
     }
 
     /// The same, through a proxy on this port.
-    pub(crate) fn config_at(&self, port: u16, engine: &str) -> PostgresConfig {
+    pub fn config_at(&self, port: u16, engine: &str) -> PostgresConfig {
         let host = DatabaseHost { name: "127.0.0.1".to_owned(), port };
-        PostgresConfig::new(host, "postgres", "pinseal", engine)
+        let password = Some(Zeroizing::new(self.password.clone()));
+        PostgresConfig { password, ..PostgresConfig::new(host, DATABASE, USER, engine) }
     }
 
     /// A session of a database administrator.
-    pub(crate) async fn admin(&self) -> Client {
-        let settings = format!("host=127.0.0.1 port={} user=pinseal dbname=postgres", self.port);
-        let (client, connection) = tokio_postgres::connect(&settings, NoTls).await.unwrap();
+    pub async fn admin(&self) -> Client {
+        let mut settings = tokio_postgres::Config::new();
+        settings.host("127.0.0.1").port(self.port).user(USER).dbname(DATABASE).password(&self.password);
+        let (client, connection) = settings.connect(NoTls).await.unwrap();
         tokio::spawn(connection);
         client.batch_execute("SET search_path = pinseal").await.unwrap();
         client
@@ -184,19 +208,19 @@ fn unprivileged_user() -> (u32, u32) {
 }
 
 /// A port that no process listens on.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Makes commits wait for a standby, or for none where the name is empty. The administrator's own commits do not wait.
-pub(crate) async fn set_standby(admin: &Client, name: &str) {
+pub async fn set_standby(admin: &Client, name: &str) {
     admin.batch_execute("SET synchronous_commit = local").await.unwrap();
     admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
     admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }
 
 /// Waits for a condition.
-pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let since = Instant::now();
     loop {
         if let Some(value) = condition().await {
