@@ -17,6 +17,14 @@ now() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN{printf "%.1f", b-a}'; }
 number() { echo "${1#n}"; }
 all() { seq 1 "$NODES"; }
+give() { [ "$ME" != root ] || chown $RUN_AS: "$@"; }
+
+passwords() { # of each role in a file, and of those that `url` names in a file for psql; no command line ever has one
+  local role; mkdir -m 700 "$HOME_DIR/passwords"
+  for role in postgres replicator rewinder pinseal; do (umask 077; openssl rand -hex 16 >"$HOME_DIR/passwords/$role"); done
+  (umask 077; for role in postgres pinseal; do echo "127.0.0.1:*:*:$role:$(password $role)"; done >"$HOME_DIR/passwords/pgpass")
+}
+password() { cat "$HOME_DIR/passwords/$1"; }
 
 certificates() {
   [ -f "$HOME_DIR/tls/ca.pem" ] && return
@@ -24,7 +32,7 @@ certificates() {
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 30 -subj "/CN=test database CA" 2>/dev/null
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -out server.csr -subj "/CN=localhost" 2>/dev/null
   openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -out server.pem -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\n') 2>/dev/null
-  chmod 600 server.key; [ "$ME" = root ] && chown -R $RUN_AS: .; cd - >/dev/null
+  chmod 600 ca.key server.key; give -R .; cd - >/dev/null
 }
 etcd_start() {
   local cluster="" i; for i in $(all); do cluster+="e$i=http://127.0.0.1:$(port "$i" 1),"; done
@@ -38,6 +46,7 @@ etcd_start() {
 }
 configuration() {
   local i=$1 hosts="" k; for k in $(all); do hosts+="127.0.0.1:$(port "$k" 0),"; done
+  (umask 077; : >"$HOME_DIR/n$i.yml"); give "$HOME_DIR/n$i.yml"
   cat >"$HOME_DIR/n$i.yml" <<Y
 scope: pinseal
 namespace: /pinseal/
@@ -82,9 +91,9 @@ postgresql:
   bin_dir: "$PG"
   pgpass: "$HOME_DIR/pgpass$i"
   authentication:
-    superuser: {username: postgres, password: super-test, sslmode: require}
-    replication: {username: replicator, password: repl-test, sslmode: require}
-    rewind: {username: rewinder, password: rew-test, sslmode: require}
+    superuser: {username: postgres, password: $(password postgres), sslmode: require}
+    replication: {username: replicator, password: $(password replicator), sslmode: require}
+    rewind: {username: rewinder, password: $(password rewinder), sslmode: require}
   parameters: {unix_socket_directories: "$HOME_DIR/run", ssl: "on", ssl_cert_file: "$HOME_DIR/tls/server.pem", ssl_key_file: "$HOME_DIR/tls/server.key", ssl_ca_file: "$HOME_DIR/tls/ca.pem", ssl_min_protocol_version: TLSv1.3}
 watchdog: {mode: "off"}
 Y
@@ -97,24 +106,44 @@ leader() { # the node that answers as the primary; the register of etcd may be o
 wait_leader() { local t l end; t=$(now) end=$((SECONDS + PATIENCE)); while [ $SECONDS -lt $end ]; do l=$(leader || true); [ -n "$l" ] && [ "$l" != "${1:-}" ] && { echo "$l after $(since "$t") s"; return; }; sleep 0.05; done; echo "no new leader in $PATIENCE s" >&2; return 1; }
 wait_sync() { local t l end; t=$(now) end=$((SECONDS + PATIENCE)); while [ $SECONDS -lt $end ]; do l=$(leader || true); [ -n "$l" ] && state "$(number "$l")" | jq -e '[.members[]|select(.role=="sync_standby" and (.state=="running" or .state=="streaming"))]|length>=1' >/dev/null 2>&1 && { echo "synchronous standby after $(since "$t") s"; return; }; sleep 0.1; done; echo "no synchronous standby in $PATIENCE s" >&2; return 1; }
 some_leader() { wait_leader | cut -d" " -f1; } # a busy machine may not answer the first question in time
-url() { local h="" p="" i; for i in $(all); do h+="127.0.0.1,"; p+="$(port "$i" 2),"; done; echo "host=${h%,} port=${p%,} user=pinseal password=pinseal-test dbname=${1:-pinseal} sslmode=verify-full sslrootcert=$HOME_DIR/tls/ca.pem target_session_attrs=read-write connect_timeout=2"; }
-pids_of() { # the node's Patroni and everything below its postmaster
-  local i; i=$(number "$1"); cat "$HOME_DIR/n$i.pid" 2>/dev/null || true; [ -f "$HOME_DIR/pg$i/postmaster.pid" ] && { local m; m=$(head -1 "$HOME_DIR/pg$i/postmaster.pid"); echo "$m"; ps -o pid= --ppid "$m" || true; }; return 0; }
+url() { local h="" p="" i; for i in $(all); do h+="127.0.0.1,"; p+="$(port "$i" 2),"; done; echo "host=${h%,} port=${p%,} user=${2:-pinseal} passfile=$HOME_DIR/passwords/pgpass dbname=${1:-pinseal} sslmode=verify-full sslrootcert=$HOME_DIR/tls/ca.pem target_session_attrs=read-write connect_timeout=2"; }
+descendants() { local c; echo "$1"; for c in $(cat "/proc/$1/task/"*/children 2>/dev/null); do descendants "$c"; done; }
+postgres_of() { # PostgreSQL of the node: its postmaster and everything below
+  local f; f="$HOME_DIR/pg$(number "$1")/postmaster.pid"; if [ -f "$f" ]; then descendants "$(head -1 "$f")" | sort -u; fi; }
+pids_of() { # the node's Patroni, PostgreSQL, and everything below both
+  local f; f="$HOME_DIR/n$(number "$1").pid"; { if [ -f "$f" ]; then descendants "$(cat "$f")"; fi; postgres_of "$1"; } | sort -u; }
+with_state() { # of the processes $2..., those with a thread in a state of these
+  local s=$1 p; shift; for p in "$@"; do sed -n "s/.*) [$s] .*/$p/p" "/proc/$p/task/"*/stat 2>/dev/null || true; done | sort -u; }
+stop_all() { # stops the processes that `$1 $2` lists
+  # A process that is not stopped yet may start another one while the list is made. So the stop is complete only when every process of
+  # a list is stopped, and a second list that was made after that is the same.
+  local p found left stopped="" end=$((SECONDS + PATIENCE))
+  while [ $SECONDS -lt $end ]; do
+    found=$("$1" "$2") left=$(with_state "^TtZX" $found)
+    if [ -n "$left" ]; then
+      kill -STOP $left 2>/dev/null || true
+      # A process that waits for the exec of its child (vfork(2)) stops only after that: the child runs a moment more.
+      for p in $(with_state D $left); do kill -CONT $(cat "/proc/$p/task/"*/children 2>/dev/null) 2>/dev/null || true; done; sleep 0.01
+    elif [ "$found" = "$stopped" ]; then return
+    else stopped=$found; fi
+  done
+  echo "the processes $left of $2 do not stop" >&2; return 1; }
 case ${1:-} in
   start)
     [ ! -e "$HOME_DIR" ] || { echo "$HOME_DIR is there already: stop first" >&2; exit 1; }
-    t=$(now); mkdir -p "$HOME_DIR/run"; [ "$ME" = root ] && chown $RUN_AS: "$HOME_DIR" "$HOME_DIR/run"; certificates; etcd_start; echo "etcd after $(since "$t") s"
+    t=$(now); mkdir -m 700 "$HOME_DIR" "$HOME_DIR/run"; passwords; certificates; give "$HOME_DIR" "$HOME_DIR/run"; etcd_start; echo "etcd after $(since "$t") s"
     for i in $(all); do configuration "$i"; node_start "$i"; done
-    wait_leader; wait_sync; psql -qX "$(url postgres | sed 's/user=pinseal password=pinseal-test/user=postgres password=super-test/')" -c "create role pinseal login password 'pinseal-test'" -c 'create database pinseal owner pinseal'; echo "started in $(since "$t") s"; status ;;
+    wait_leader; wait_sync
+    psql -qX -v ON_ERROR_STOP=1 "$(url postgres postgres)" <<<"create role pinseal login password '$(password pinseal)'; create database pinseal owner pinseal;"; echo "started in $(since "$t") s"; status ;;
   status) status ;;
   leader) some_leader ;;
   url) url "${2:-}" ;;
   wait-leader) wait_leader "${2:-}" ;;
   wait-sync) wait_sync ;;
-  kill-node) n=${2:-$(some_leader)}; for p in $(pids_of "$n"); do kill -KILL "$p" 2>/dev/null || true; done; echo "$n" ;;         # the machine dies
+  kill-node) n=${2:-$(some_leader)}; stop_all pids_of "$n"; kill -KILL $(pids_of "$n") 2>/dev/null || true; echo "$n" ;;   # the machine dies
   kill-postgres) n=${2:-$(some_leader)}; kill -KILL "$(head -1 "$HOME_DIR/pg$(number "$n")/postmaster.pid")"; echo "$n" ;;           # the database crashes
-  freeze-node) n=${2:-$(some_leader)}; pids_of "$n" | xargs kill -STOP 2>/dev/null || true; echo "$n" ;;                             # the machine hangs, and continues as if it led
-  freeze-postgres) n=${2:-$(some_leader)}; pids_of "$n" | tail -n +2 | xargs kill -STOP 2>/dev/null || true; echo "$n" ;;                # its disk stalls: PostgreSQL hangs, Patroni lives
+  freeze-node) n=${2:-$(some_leader)}; stop_all pids_of "$n"; echo "$n" ;;                                                     # the machine hangs, and continues as if it led
+  freeze-postgres) n=${2:-$(some_leader)}; stop_all postgres_of "$n"; echo "$n" ;;                                             # its disk stalls: PostgreSQL hangs, Patroni lives
   thaw-node) pids_of "$2" | xargs kill -CONT 2>/dev/null || true ;;
   revive) i=$(number "$2"); node_start "$i" ;;
   # Ends the cluster when the process at the other end of standard input ends, whatever ended it, and the processes that it named

@@ -18,7 +18,6 @@ use crate::{
 const NODES: u16 = 3;
 const DATABASE: &str = "pinseal";
 const USER: &str = "pinseal";
-const PASSWORD: &str = "pinseal-test";
 
 /// Which Patroni manages the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +99,7 @@ impl Cluster {
         let host = |port| DatabaseHost { name: "127.0.0.1".to_owned(), port };
         PostgresConfig {
             hosts: self.ports().map(host).collect(),
-            password: Some(Zeroizing::new(PASSWORD.to_owned())),
+            password: Some(Zeroizing::new(self.password())),
             tls: Some(DatabaseTls { roots: self.roots(), client: None }),
             ..PostgresConfig::new(host(0), DATABASE, USER, engine)
         }
@@ -115,10 +114,13 @@ impl Cluster {
         self.directory.join("tls/ca.pem")
     }
 
+    /// The file with the password of [`USER`], which the script makes.
     fn password_file(&self) -> PathBuf {
-        let file = self.directory.join("password");
-        write_secret(&file, PASSWORD);
-        file
+        self.directory.join("passwords").join(USER)
+    }
+
+    fn password(&self) -> String {
+        std::fs::read_to_string(self.password_file()).unwrap().trim().to_owned()
     }
 
     /// Waits until a leader has a synchronous standby: a fault before that loses the service, as it should.
@@ -197,10 +199,4 @@ fn free_ports() -> u16 {
     };
     let first = u16::try_from(std::process::id() % 200).unwrap();
     (0..200).map(|step| 21_000 + (first + step) % 200 * 50).find(are_free).expect("no free ports from 21000 to 31000")
-}
-
-pub(crate) fn write_secret(path: &Path, secret: &str) {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let mut file = std::fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
-    file.write_all(secret.as_bytes()).unwrap();
 }
