@@ -11,7 +11,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use proto::reason::Reason;
+use proto::{change_pin_request::Change, reason::Reason};
 use serde_json::{Value, json};
 use support::{
     edge_process::TOKEN,
@@ -153,6 +153,33 @@ impl Caller {
         map(verified, |answer| Some((answer.result() == proto::VerificationResult::Right, answer.remaining_try_count)))
     }
 
+    /// Replaces a PIN by another one: whether the old PIN is right, and the tries that are left.
+    pub async fn change(&self, side: usize, change: Change, deadline: Duration) -> Ended<(bool, u32)> {
+        let request =
+            proto::ChangePinRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), change: Some(change) };
+        let mut pins = proto::pin_service_client::PinServiceClient::new(self.channel(side));
+        let changed = grpc(deadline, pins.change_pin(request)).await;
+        map(changed, |answer| Some((answer.result() == proto::VerificationResult::Right, answer.remaining_try_count)))
+    }
+
+    /// Sets a PIN by a block of a zone: whether the block had set the present PIN before.
+    pub async fn set_by_zone(
+        &self,
+        side: usize,
+        card: &str,
+        zone_block: proto::ZoneBlock,
+        deadline: Duration,
+    ) -> Ended<bool> {
+        let request = proto::SetPinByZoneRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: card.into(),
+            zone_block: Some(zone_block),
+        };
+        let mut pins = proto::pin_service_client::PinServiceClient::new(self.channel(side));
+        map(grpc(deadline, pins.set_pin_by_zone(request)).await, |answer| Some(answer.unchanged))
+    }
+
     /// The tries that were ever reserved for a card, and those that are used. A read, which no history records.
     pub async fn find(&self, side: usize, card: &str, deadline: Duration) -> Ended<(u64, u64)> {
         let request =
@@ -237,7 +264,11 @@ fn refused_by_grpc<T>(status: &Status) -> Ended<T> {
         (_, Some(Reason::PinLocked)) => End::Refused(Refusal::PinLocked),
         (_, Some(Reason::CardChanged)) => End::Refused(Refusal::CardChanged),
         (_, Some(Reason::TryCountInvalid)) => End::Refused(Refusal::TryCountInvalid),
+        (_, Some(Reason::PinBlockReplaced)) => End::Refused(Refusal::BlockReplaced),
+        (_, Some(Reason::ControlNotUsable)) => End::Refused(Refusal::ControlNotUsable),
+        (_, Some(Reason::TzpkMissing)) => End::Refused(Refusal::TzpkMissing),
         (_, Some(Reason::PinBlockMalformed)) => End::Answered(Answer::Malformed),
+        (_, Some(Reason::PinRefused)) => End::Answered(Answer::PinRefused),
         (_, Some(Reason::Busy | Reason::TokenBusy | Reason::TenantRate | Reason::CardRate | Reason::WrongPinRate)) => {
             End::Refused(Refusal::TryLater)
         }

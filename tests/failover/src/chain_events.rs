@@ -1,68 +1,122 @@
 //! The events of the audit chains, compared with the answers that the clients have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use audit::entry::{Action, Body, Event, Outcome};
-use history::history::{Answer, End, History, Operation};
+use history::history::{Answer, Call, End, History, Operation};
 
 /// The events of all chains.
 #[derive(Default)]
 pub struct Events {
-    /// The events that a control opened, set a PIN or showed a PIN, by the action and the control.
-    under_controls: BTreeMap<(u8, String), u64>,
-    /// The settlements of tries.
-    verifications: u64,
+    /// The events of carried-out calls under a control, by the kind and the control.
+    under_controls: BTreeMap<(UnderControl, String), u64>,
+    /// The events of carried-out calls without a control. A chain names no call of a client, so they are counted.
+    without_control: BTreeMap<WithoutControl, u64>,
 }
 
 /// The calls whose events are compared one by one.
-const OPENED: u8 = 0;
-const SET: u8 = 1;
-const VIEWED: u8 = 2;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum UnderControl {
+    OpenControl,
+    SetPin,
+    ViewPin,
+    ChangePin,
+}
+
+/// The calls whose events are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum WithoutControl {
+    SetPinByZone,
+    VerifyPin,
+    ChangePin,
+    /// The old PIN was wrong, or one of the blocks was refused.
+    ChangePinWithoutChange,
+}
 
 impl Events {
     /// Adds an event. Refused calls do not count.
     pub fn add(&mut self, event: &Event) {
         let Body::Card(card) = &event.body else { return };
+        let control = card.control.as_ref().map(ToString::to_string);
+        let is_compared = matches!(event.outcome, Outcome::WrongPin | Outcome::Malformed | Outcome::RefusedPin);
         let kind = match (card.action, event.outcome) {
-            (Action::VerifyPin, _) => return self.verifications += 1,
-            (Action::OpenControl, Outcome::Done) => OPENED,
-            (Action::SetPin, Outcome::Done) => SET,
-            (Action::ViewPin, Outcome::Done) => VIEWED,
+            (Action::OpenControl, Outcome::Done) => UnderControl::OpenControl,
+            (Action::SetPin, Outcome::Done) => UnderControl::SetPin,
+            (Action::ViewPin, Outcome::Done) => UnderControl::ViewPin,
+            (Action::ChangePin, Outcome::Done) if control.is_some() => UnderControl::ChangePin,
+            (Action::ChangePin, Outcome::Done) => return self.count(WithoutControl::ChangePin),
+            (Action::ChangePin, _) if is_compared => return self.count(WithoutControl::ChangePinWithoutChange),
+            (Action::SetPinByZone, Outcome::Done) => return self.count(WithoutControl::SetPinByZone),
+            (Action::VerifyPin, outcome) if is_compared || outcome == Outcome::Done => {
+                return self.count(WithoutControl::VerifyPin);
+            }
             _ => return,
         };
-        let control = card.control.as_ref().map(ToString::to_string).unwrap_or_default();
-        *self.under_controls.entry((kind, control)).or_default() += 1;
+        *self.under_controls.entry((kind, control.unwrap_or_default())).or_default() += 1;
+    }
+
+    fn count(&mut self, kind: WithoutControl) {
+        *self.without_control.entry(kind).or_default() += 1;
     }
 }
 
-/// The acknowledged calls that do not have exactly one event, and the controls with two.
+/// What the event of an acknowledged call is looked up by.
+enum Acknowledged {
+    UnderControl(UnderControl, String),
+    WithoutControl(WithoutControl),
+}
+
+fn acknowledged(call: &Call) -> Option<Acknowledged> {
+    let End::Answered(answer) = &call.end else { return None };
+    let under =
+        |kind, control: &history::history::ControlName| Some(Acknowledged::UnderControl(kind, control.0.to_string()));
+    let without = |kind| Some(Acknowledged::WithoutControl(kind));
+    match (&call.operation, answer) {
+        (_, Answer::Opened { control }) => under(UnderControl::OpenControl, control),
+        // A repeated SetPin has one event.
+        (Operation::SetPin { control, .. }, Answer::PinSet) => under(UnderControl::SetPin, control),
+        (Operation::ViewPin { control }, Answer::PinShown { .. }) => under(UnderControl::ViewPin, control),
+        (Operation::ChangePin { device: Some(device), .. }, Answer::Right { .. }) => {
+            under(UnderControl::ChangePin, &device.control)
+        }
+        (Operation::ChangePin { .. }, Answer::Right { .. }) => without(WithoutControl::ChangePin),
+        (Operation::ChangePin { .. }, _) => without(WithoutControl::ChangePinWithoutChange),
+        (Operation::VerifyPin { .. }, _) => without(WithoutControl::VerifyPin),
+        (Operation::SetPinByZone { .. }, Answer::PinSet) => without(WithoutControl::SetPinByZone),
+        _ => None,
+    }
+}
+
+/// The acknowledged calls without an event, and the controls with two.
 pub fn missing_events(history: &History, events: &Events) -> Vec<String> {
-    let mut acknowledged = BTreeSet::new();
-    let mut verifications = 0;
-    for call in &history.calls {
-        match (&call.operation, &call.end) {
-            (_, End::Answered(Answer::Opened { control })) => {
-                acknowledged.insert((OPENED, control.0.to_string()));
-            }
-            // A repeated SetPin has one event.
-            (Operation::SetPin { control, .. }, End::Answered(Answer::PinSet)) => {
-                acknowledged.insert((SET, control.0.to_string()));
-            }
-            (Operation::ViewPin { control }, End::Answered(Answer::PinShown { .. })) => {
-                acknowledged.insert((VIEWED, control.0.to_string()));
-            }
-            (Operation::VerifyPin { .. }, End::Answered(_)) => verifications += 1,
-            _ => {}
+    let mut under_controls = BTreeSet::new();
+    let mut without_control = BTreeMap::<_, u64>::new();
+    for acknowledged in history.calls.iter().filter_map(acknowledged) {
+        match acknowledged {
+            Acknowledged::UnderControl(kind, control) => drop(under_controls.insert((kind, control))),
+            Acknowledged::WithoutControl(kind) => *without_control.entry(kind).or_default() += 1,
         }
     }
-    let name = |kind| ["OpenControl", "SetPin", "ViewPin"][usize::from(kind)];
-    let absent = acknowledged.iter().filter(|key| !events.under_controls.contains_key(key));
-    let absent = absent.map(|(kind, control)| format!("{} of {control} has no audit event", name(*kind)));
+    let absent = under_controls.iter().filter(|key| !events.under_controls.contains_key(key));
+    let absent = absent.map(|(kind, control)| format!("{kind:?} of {control} has no audit event"));
     let twice = events.under_controls.iter().filter(|(_, count)| **count > 1);
-    let twice = twice.map(|((kind, control), count)| format!("{} of {control} has {count} audit events", name(*kind)));
-    let mut missing: Vec<_> = absent.chain(twice).collect();
-    if events.verifications < verifications {
-        missing.push(format!("{verifications} acknowledged VerifyPin have {} audit events", events.verifications));
+    let twice = twice.map(|((kind, control), count)| format!("{kind:?} of {control} has {count} audit events"));
+    let found = |kind| events.without_control.get(kind).copied().unwrap_or_default();
+    let fewer = without_control.iter().filter(|(kind, count)| found(kind) < **count);
+    let fewer = fewer.map(|(kind, count)| format!("{count} acknowledged {kind} have {} audit events", found(kind)));
+    absent.chain(twice).chain(fewer).collect()
+}
+
+impl fmt::Display for WithoutControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SetPinByZone => "SetPinByZone",
+            Self::VerifyPin => "VerifyPin",
+            Self::ChangePin => "ChangePin",
+            Self::ChangePinWithoutChange => "ChangePin without a change",
+        })
     }
-    missing
 }

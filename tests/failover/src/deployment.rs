@@ -23,9 +23,8 @@ use crate::{
 
 /// The engines and edges, by side.
 pub const SIDES: usize = 2;
-/// The zone whose key an authorization host has.
-const ZONE: &str =
-    "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\"]\nuses = [\"verify\"]\n";
+/// The zone whose key an authorization host has. The host also sets PINs, as a client with a pre-shared key does.
+const ZONE: &str = "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\"]\nuses = [\"set-pin\", \"verify\", \"change\"]\n";
 /// The tries of a card.
 pub const TRIES: u32 = 3;
 

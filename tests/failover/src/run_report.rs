@@ -56,11 +56,15 @@ impl RunReport {
         let counts = [
             ("acknowledged SetPin", acknowledged("SetPin"), 50),
             ("acknowledged ViewPin", acknowledged("ViewPin"), 20),
-            ("acknowledged VerifyPin", acknowledged("VerifyPin"), 20),
+            ("acknowledged VerifyPin", acknowledged("VerifyPin"), 10),
             ("acknowledged ResetTries", acknowledged("ResetTries"), 1),
+            ("acknowledged SetPinByZone", acknowledged("SetPinByZone"), 1),
+            ("acknowledged ChangePin by a zone", acknowledged("ChangePin (zone)"), 1),
+            ("acknowledged ChangePin by a device", acknowledged("ChangePin (device)"), 1),
             ("VerifyPin of a locked PIN", self.locked, 1),
             ("SetPin under a spent control", refused("SetPin"), 1),
             ("ViewPin under a spent control", refused("ViewPin"), 1),
+            ("ChangePin under a spent control", refused("ChangePin"), 1),
         ];
         let too_few = counts.iter().filter(|(_, count, least)| count < least);
         let mut found: Vec<_> =
@@ -82,12 +86,14 @@ pub fn refused_uses(history: &History) -> BTreeMap<&'static str, u64> {
     let use_of = |call: &Call| match &call.operation {
         Operation::SetPin { control, block } => Some(("SetPin", control.clone(), block.number.0)),
         Operation::ViewPin { control } => Some(("ViewPin", control.clone(), call.id)),
+        Operation::ChangePin { device: Some(device), .. } => Some(("ChangePin", device.control.clone(), call.id)),
         _ => None,
     };
+    let is_use = |call: &&Call| {
+        matches!(call.end, End::Answered(Answer::PinSet | Answer::PinShown { .. } | Answer::Right { .. }))
+    };
     let mut spent = BTreeMap::new();
-    for call in
-        history.calls.iter().filter(|call| matches!(call.end, End::Answered(Answer::PinSet | Answer::PinShown { .. })))
-    {
+    for call in history.calls.iter().filter(is_use) {
         let Some((_, control, number)) = use_of(call) else { continue };
         spent.insert(control, number);
     }
@@ -118,7 +124,10 @@ pub fn calls_by_kind(history: &History) -> BTreeMap<&'static str, Calls> {
             Operation::ViewPin { .. } => "ViewPin",
             Operation::VerifyPin { .. } => "VerifyPin",
             Operation::ResetTries { .. } => "ResetTries",
-            Operation::SetPinByZone { .. } | Operation::GetPinByZone | Operation::ChangePin { .. } => "other",
+            Operation::SetPinByZone { .. } => "SetPinByZone",
+            Operation::ChangePin { device: None, .. } => "ChangePin (zone)",
+            Operation::ChangePin { device: Some(_), .. } => "ChangePin (device)",
+            Operation::GetPinByZone => "other",
         };
         let calls = kinds.entry(kind).or_default();
         let count = match call.end {

@@ -10,10 +10,13 @@ use std::{
 
 use device::{Device, Fill, Pin, Tzpk};
 use history::{
-    history::{Answer, BlockNumber, Content, ControlName, DeviceBlock, End, Operation, Purpose, TestPin, TzpkNumber},
+    history::{
+        Answer, BlockNumber, Content, ControlName, DeviceBlock, DeviceChange, End, Operation, Purpose, TestPin,
+        TzpkNumber,
+    },
     recorder::Recorder,
 };
-use proto::{ZoneBlock, ZoneFormat};
+use proto::{DevicePinChange, ZoneBlock, ZoneFormat, ZonePinChange, change_pin_request::Change};
 use support::zone_party::zone;
 use tokio::task::JoinSet;
 
@@ -184,6 +187,14 @@ struct Set {
     bytes: [u8; 8],
 }
 
+/// A call that replaces a PIN by another one.
+struct PinChange {
+    device: Option<DeviceChange>,
+    old: Content,
+    new: Content,
+    request: Change,
+}
+
 /// When a control is used a second time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Twice {
@@ -214,10 +225,13 @@ impl Client {
             let card = self.card();
             match self.random.below(100) {
                 _ if self.traffic.known(card).is_none() => self.set_pin(card).await,
-                0..50 => self.set_pin(card).await,
+                0..26 => self.set_pin(card).await,
+                26..32 => self.set_pin_by_zone(card).await,
                 // The recording has the PIN.
-                50..70 => drop(self.view_pin(card).await),
-                70..88 => self.verify_pin(card).await,
+                32..47 => drop(self.view_pin(card).await),
+                47..68 => self.verify_pin(card).await,
+                68..76 => self.change_pin_by_zone(card).await,
+                76..87 => self.change_pin_by_device(card).await,
                 _ => self.reset_tries(card).await,
             }
             match self.given_up {
@@ -342,19 +356,97 @@ impl Client {
     /// A block with a new PIN, or now and then a block that is refused.
     fn new_set(&mut self, control: &ControlName, tzpk: &IssuedTzpk) -> Set {
         let traffic = Arc::clone(&self.traffic);
-        let device = &traffic.devices[self.device()];
-        let encrypt = |pin: &Pin| device.encrypt_pin(&tzpk.encrypted, pin, Fill::Random).unwrap();
-        let (content, bytes) = match self.random.below(50) {
-            0 => (Content::WeakPin, encrypt(&Pin::parse("1234").unwrap())),
-            // No format 1 block begins with F.
-            1 => (Content::Malformed, device.decrypt_tzpk(&tzpk.encrypted).unwrap().encrypt_block(&[0xFF; 8])),
-            _ => {
-                let number = traffic.new_pin();
-                (Content::Pin(number), encrypt(&pin(number)))
-            }
-        };
+        let content = self.new_content();
+        let bytes = traffic.device_block(self.device(), tzpk, content);
         let block = DeviceBlock { number: BlockNumber(traffic.recorder.next_number()), under: tzpk.number, content };
         Set { control: control.clone(), block, bytes }
+    }
+
+    /// A new PIN, or now and then what is refused.
+    fn new_content(&mut self) -> Content {
+        match self.random.below(50) {
+            0 => Content::WeakPin,
+            1 => Content::Malformed,
+            _ => Content::Pin(self.traffic.new_pin()),
+        }
+    }
+
+    /// The PIN of the card as the client knows it, or now and then another one.
+    fn old_content(&mut self, card: usize) -> Content {
+        let known = self.traffic.known(card).filter(|_| self.random.below(100) < 80);
+        Content::Pin(known.unwrap_or_else(|| self.traffic.new_pin()))
+    }
+
+    /// Sets a PIN by a block of the zone. A given-up set is repeated once, with the same block.
+    async fn set_pin_by_zone(&mut self, card: usize) {
+        let (number, block) = (self.traffic.new_pin(), BlockNumber(self.traffic.recorder.next_number()));
+        let zone_block = self.traffic.zone_block(Content::Pin(number));
+        for _ in 0..2 {
+            let send = async |traffic: &Traffic, side, card: &str, deadline| {
+                answered(traffic.caller.set_by_zone(side, card, zone_block.clone(), deadline).await, |unchanged| {
+                    (if unchanged { Answer::PinUnchanged } else { Answer::PinSet }, ())
+                })
+            };
+            match self.call(card, Operation::SetPinByZone { block, pin: number }, send).await {
+                Ok(()) => return self.traffic.know(card, number),
+                Err(End::GivenUp(_)) => self.back_off().await,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A customer changes the PIN at a terminal.
+    async fn change_pin_by_zone(&mut self, card: usize) {
+        let (old, new) = (self.old_content(card), self.new_content());
+        let traffic = &self.traffic;
+        let request = Change::ZoneChange(ZonePinChange {
+            plastic_id: traffic.cards[card].number.clone(),
+            old_block: Some(traffic.zone_block(old)),
+            new_block: Some(traffic.zone_block(new)),
+        });
+        let change = PinChange { device: None, old, new, request };
+        let (side, deadline) = (self.next_side(), self.deadline());
+        let ended = self.traffic.send_change(self.number, side, deadline, card, &change).await;
+        self.note_end(&ended);
+    }
+
+    /// A customer changes the PIN on a device, under a control.
+    async fn change_pin_by_device(&mut self, card: usize) {
+        let Some(control) = self.open(card, Purpose::SetPin).await else { return };
+        let Some(tzpk) = self.issue_tzpk(card, &control).await else { return };
+        let change = self.new_device_change(card, &control, &tzpk);
+        // Fewer clients change a PIN than set one, so each uses its control twice.
+        let use_twice = self.use_twice().unwrap_or(Twice::After);
+        let second = self.new_device_change(card, &control, &tzpk);
+        match use_twice {
+            Twice::AtOnce => {
+                let [here, there] = self.both_sides();
+                let first = self.traffic.send_change(self.number, here, DEADLINE, card, &change);
+                let second = self.traffic.send_change(self.number, there, DEADLINE, card, &second);
+                let _ = tokio::join!(first, second);
+            }
+            Twice::After => {
+                let (side, deadline) = (self.next_side(), self.deadline());
+                let ended = self.traffic.send_change(self.number, side, deadline, card, &change).await;
+                if self.note_end(&ended) || ended.is_ok() {
+                    let side = self.next_side();
+                    let ended = self.traffic.send_change(self.number, side, DEADLINE, card, &second).await;
+                    self.note_end(&ended);
+                }
+            }
+        }
+    }
+
+    fn new_device_change(&mut self, card: usize, control: &ControlName, tzpk: &IssuedTzpk) -> PinChange {
+        let (old, new) = (self.old_content(card), self.new_content());
+        let block = |content| self.traffic.device_block(self.device(), tzpk, content).to_vec();
+        let request = Change::DeviceChange(DevicePinChange {
+            control_id: control.0.to_string(),
+            old_pin_block: block(old),
+            new_pin_block: block(new),
+        });
+        let device = Some(DeviceChange { control: control.clone(), under: tzpk.number });
+        PinChange { device, old, new, request }
     }
 
     /// Whether the client uses a control a second time, which a right service refuses after the first use.
@@ -499,7 +591,13 @@ impl Traffic {
         send: impl AsyncFnOnce(&Self, usize, &str, Duration) -> Ended<(Answer, T)>,
     ) -> Result<T, End> {
         let number = &self.cards[card].number;
-        let passes_edge = !matches!(operation, Operation::VerifyPin { .. } | Operation::ResetTries { .. });
+        let passes_edge = !matches!(
+            operation,
+            Operation::VerifyPin { .. }
+                | Operation::ChangePin { .. }
+                | Operation::SetPinByZone { .. }
+                | Operation::ResetTries { .. }
+        );
         let open = self.recorder.start(client, &format!("{side}"), number, operation).unwrap();
         let (end, value) = match send(self, side, number, deadline).await {
             Ended::Answered((answer, value)) => {
@@ -565,14 +663,56 @@ impl Traffic {
         entered: TestPin,
     ) -> Result<(), End> {
         let send = async |traffic: &Self, side, number: &str, deadline| {
-            let pin_block = traffic.zone_key.encrypt_block(&pin(entered).to_block(Fill::Random)).to_vec();
-            let block = ZoneBlock { zone_key: Some(zone("app")), format: ZoneFormat::Iso1.into(), pin_block };
+            let block = traffic.zone_block(Content::Pin(entered));
             answered(traffic.caller.verify(side, number, block, deadline).await, |(is_right, tries_left)| {
                 (if is_right { Answer::Right { tries_left } } else { Answer::Wrong { tries_left } }, ())
             })
         };
         let operation = Operation::VerifyPin { entered: Content::Pin(entered) };
         self.call(client, side, deadline, card, operation, send).await
+    }
+
+    /// Replaces the PIN by another one.
+    async fn send_change(
+        &self,
+        client: u32,
+        side: usize,
+        deadline: Duration,
+        card: usize,
+        change: &PinChange,
+    ) -> Result<(), End> {
+        let send = async |traffic: &Self, side, _: &str, deadline| {
+            let ended = traffic.caller.change(side, change.request.clone(), deadline).await;
+            answered(ended, |(is_right, tries_left)| match is_right {
+                true => (Answer::Right { tries_left }, true),
+                false => (Answer::Wrong { tries_left }, false),
+            })
+        };
+        let PinChange { device, old, new, .. } = change;
+        let operation = Operation::ChangePin { device: device.clone(), old: *old, new: *new };
+        let is_changed = self.call(client, side, deadline, card, operation, send).await?;
+        if let (true, Content::Pin(pin)) = (is_changed, new) {
+            self.know(card, *pin);
+        }
+        Ok(())
+    }
+
+    /// The clear block of a content. No format 1 block begins with F.
+    fn clear_block(content: Content) -> [u8; 8] {
+        match content {
+            Content::Pin(number) => pin(number).to_block(Fill::Random),
+            Content::WeakPin => Pin::parse("1234").unwrap().to_block(Fill::Random),
+            Content::Malformed => [0xFF; 8],
+        }
+    }
+
+    fn device_block(&self, device: usize, tzpk: &IssuedTzpk, content: Content) -> [u8; 8] {
+        self.devices[device].decrypt_tzpk(&tzpk.encrypted).unwrap().encrypt_block(&Self::clear_block(content))
+    }
+
+    fn zone_block(&self, content: Content) -> ZoneBlock {
+        let pin_block = self.zone_key.encrypt_block(&Self::clear_block(content)).to_vec();
+        ZoneBlock { zone_key: Some(zone("app")), format: ZoneFormat::Iso1.into(), pin_block }
     }
 
     fn know(&self, card: usize, pin: TestPin) {

@@ -1,8 +1,8 @@
 //! Short histories, written by hand, with the verdict that each must get.
 
 use history::history::{
-    Answer, BlockNumber, Call, Content, ControlName, DeviceBlock, End, Fault, FaultKind, GiveUp, History, Operation,
-    Purpose, Refusal, Setup, TestPin, TzpkNumber,
+    Answer, BlockNumber, Call, Content, ControlName, DeviceBlock, DeviceChange, End, Fault, FaultKind, GiveUp, History,
+    Operation, Purpose, Refusal, Setup, TestPin, TzpkNumber,
 };
 use history::order_search::{LateEffects, SearchOptions};
 use history::report::Report;
@@ -61,6 +61,21 @@ fn zone_set(pin: u32) -> Operation {
 
 fn verify(pin: u32) -> Operation {
     Operation::VerifyPin { entered: Content::Pin(TestPin(pin)) }
+}
+
+/// A change by a zone.
+fn change(old: u32, new: u32) -> Operation {
+    Operation::ChangePin { device: None, old: Content::Pin(TestPin(old)), new: Content::Pin(TestPin(new)) }
+}
+
+/// A change under the control and its first tzpk.
+fn device_change(old: u32, new: u32) -> Operation {
+    let device = Some(DeviceChange { control: control(), under: TzpkNumber(1) });
+    Operation::ChangePin { device, old: Content::Pin(TestPin(old)), new: Content::Pin(TestPin(new)) }
+}
+
+fn changed(from: u64, to: u64, operation: Operation) -> Call {
+    answered(from, to, operation, Answer::Right { tries_left: 2 })
 }
 
 fn shown(from: u64, to: u64, pin: u32) -> Call {
@@ -218,6 +233,77 @@ fn a_given_up_try_is_charged_at_most_once() {
 fn try_later_is_possible_at_any_time() {
     let calls = vec![refused(0, 10, verify(1), Refusal::TryLater), answered(20, 30, zone_set(1), Answer::PinSet)];
     assert_right(calls);
+}
+
+#[test]
+fn an_acknowledged_change_replaces_the_pin() {
+    let calls = [answered(0, 10, zone_set(1), Answer::PinSet), changed(20, 30, change(1, 2))];
+    assert_right([&calls[..], &[shown(40, 50, 2)]].concat());
+    assert_unexplained([&calls[..], &[shown(40, 50, 1)]].concat(), 3);
+    let lost = report([&calls[..], &[shown(40, 50, 1)]].concat()).totals.lost_pins;
+    assert_eq!(lost.len(), 1);
+}
+
+#[test]
+fn a_change_needs_the_old_pin() {
+    let pin = answered(0, 10, zone_set(1), Answer::PinSet);
+    assert_unexplained(vec![pin.clone(), changed(20, 30, change(3, 2))], 2);
+    let wrong = answered(20, 30, change(1, 2), Answer::Wrong { tries_left: 1 });
+    assert_unexplained(vec![pin, wrong], 2);
+}
+
+#[test]
+fn a_given_up_change_takes_effect_or_does_not() {
+    let pin = answered(0, 10, zone_set(1), Answer::PinSet);
+    let given_up = [pin.clone(), call(20, 30, change(1, 2), GIVEN_UP)];
+    for found in [1, 2] {
+        assert_right([&given_up[..], &[shown(40, 50, found)]].concat());
+    }
+    assert_unexplained([&given_up[..], &[shown(40, 50, 3)]].concat(), 3);
+    // The old PIN of the given-up change is wrong.
+    assert_unexplained(vec![pin, call(20, 30, change(3, 2), GIVEN_UP), shown(40, 50, 2)], 3);
+}
+
+#[test]
+fn a_wrong_change_uses_a_try() {
+    let wrong = |from, tries_left| answered(from, from + 5, change(3, 2), Answer::Wrong { tries_left });
+    let calls = [answered(0, 10, zone_set(1), Answer::PinSet), wrong(20, 1), wrong(30, 0)];
+    assert_right([&calls[..], &[refused(40, 50, change(1, 2), Refusal::PinLocked)]].concat());
+    assert_unexplained([&calls[..], &[changed(40, 50, change(1, 2))]].concat(), 4);
+    let exceeded = report([&calls[..], &[wrong(40, 0)]].concat()).totals.exceeded_tries;
+    assert_eq!(exceeded.len(), 1);
+}
+
+#[test]
+fn a_change_that_is_refused_leaves_the_pin() {
+    let weak = Operation::ChangePin { device: None, old: Content::Pin(TestPin(1)), new: Content::WeakPin };
+    let ends = [
+        (weak, End::Answered(Answer::PinRefused)),
+        (change(1, 2), End::Refused(Refusal::CardChanged)),
+        (change(3, 2), End::Answered(Answer::Wrong { tries_left: 1 })),
+    ];
+    for (operation, end) in ends {
+        let calls = [answered(0, 10, zone_set(1), Answer::PinSet), call(20, 30, operation, end)];
+        assert_right([&calls[..], &[shown(40, 50, 1)]].concat());
+        assert_unexplained([&calls[..], &[shown(40, 50, 2)]].concat(), 3);
+    }
+}
+
+#[test]
+fn a_change_by_a_device_spends_its_control() {
+    let calls = [
+        answered(0, 10, zone_set(1), Answer::PinSet),
+        open(11, 12),
+        issued(13, 14, 1),
+        changed(20, 30, device_change(1, 2)),
+    ];
+    let second = device_change(2, 3);
+    assert_right([&calls[..], &[refused(40, 50, second.clone(), Refusal::ControlNotUsable)]].concat());
+    for again in [changed(40, 50, second), answered(40, 50, set(1, 1, 3), Answer::PinSet)] {
+        let calls = [&calls[..], &[again]].concat();
+        assert_unexplained(calls.clone(), 5);
+        assert_eq!(report(calls).totals.reused_controls.len(), 1);
+    }
 }
 
 #[test]
