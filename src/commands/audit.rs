@@ -228,9 +228,8 @@ struct ProveArguments {
     /// The file of the signed checkpoint to prove against, such as pinseal-data/audit/checkpoint
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
-    /// The directory of a stopped engine's store; it is copied to TMPDIR, and the copy is read
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    #[command(flatten)]
+    chain: ChainSource,
     /// The engine's signing key, which makes the salts, such as pinseal-data/audit/signing-key
     #[arg(long, value_name = "FILE")]
     signing_key: PathBuf,
@@ -514,7 +513,7 @@ async fn print_checkpoint(arguments: CheckpointArguments) -> Result<(), AuditErr
 async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
     let key = SigningKey::from_text(&SecretSource::File(arguments.signing_key).read()?)?;
     let checkpoint = read_text(&arguments.checkpoint)?;
-    let store = open_stopped(&arguments.store)?;
+    let store = arguments.chain.open().await?;
     let archived = store.archived().await?.filter(|_| arguments.archive.is_empty());
     let mut leaves = archived.as_ref().map(|archived| archived.tree.leaves_after()).unwrap_or_default();
     let first = leaves.size().saturating_add(1);

@@ -66,6 +66,7 @@ async fn an_engine_moves_to_a_database_and_back() {
     let cards = other.path().join("cards");
     let found = done(&["audit", "cards", "--config", text(&one), "--from", "1", "--to", text(&cards)]);
     assert!(found.contains("on: 4"), "{found}");
+    assert_proven(directory.path(), &one, &two);
     let keep = done(&["audit", "verify", "--config", text(&one), "--engine", "engine-1"]);
     let head = keep.rsplit_once("checkpoint ").unwrap().1.trim();
     let expected = format!("engine-1={head}");
@@ -91,6 +92,32 @@ async fn an_engine_moves_to_a_database_and_back() {
     let mut client = engine.client().await;
     assert_eq!(client.view(&device, "8304").await.unwrap(), "4847");
     assert_eq!(engine.terminate(), 0);
+}
+
+/// Proves an entry and an older checkpoint of engine-1 from its database while the engine serves. `two` is the configuration of
+/// another engine.
+fn assert_proven(directory: &Path, one: &Path, two: &Path) {
+    let [checkpoint, key, verifier] =
+        ["checkpoint", "signing-key", "verifier-key"].map(|name| directory.join("data/audit").join(name));
+    let (kept, proof) = (directory.join("kept"), directory.join("proof.json"));
+    fs::copy(&checkpoint, &kept).unwrap();
+    let common = ["--checkpoint", text(&kept), "--signing-key", text(&key)];
+    let verified = |arguments: &[&str]| {
+        let printed = done(&[&["audit", "prove"], arguments, &common[..]].concat());
+        fs::write(&proof, printed).unwrap();
+        done(&["audit", "verify", "--proof", text(&proof), "--verifier-key", text(&verifier)])
+    };
+    let of_engine = ["--config", text(two), "--engine", "engine-1"];
+    for source in [&["--config", text(one)][..], &of_engine] {
+        let entry = verified(&[&["1"], source].concat());
+        assert!(entry.contains("entry 1 is in the chain"), "{entry}");
+        let same = verified(&[&["--since", text(&kept)], source].concat());
+        assert!(same.contains("continues that of checkpoint"), "{same}");
+    }
+    // The other engine has no chain yet.
+    let other = refused(1, &[&["audit", "prove", "1", "--config", text(two)], &common[..]].concat());
+    assert!(other.contains("has no engine engine-2"), "{other}");
+    refused(2, &[&["audit", "prove", "1"], &common[..]].concat());
 }
 
 #[tokio::test(flavor = "multi_thread")]
