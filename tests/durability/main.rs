@@ -12,6 +12,7 @@ mod command;
 mod database_upkeep;
 mod disk_shim;
 mod kill;
+mod killed_copy;
 mod low_space;
 mod power_cut;
 mod small_disk;
