@@ -17,5 +17,6 @@ mod low_space;
 mod power_cut;
 mod small_disk;
 mod store_failure;
+mod three_engines;
 mod tries;
 mod upkeep;
