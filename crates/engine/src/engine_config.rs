@@ -23,7 +23,9 @@ use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
 use hsm_client::ProcessConfig;
-use net::{ConnectionAge, ConnectionLimits, metrics_server::MetricsFile, tls::ServerTlsConfig};
+use net::{
+    ConnectionAge, ConnectionLimits, metrics_server::MetricsFile, serving_threads::worker_count, tls::ServerTlsConfig,
+};
 use zone_config::{ZoneFile, check_zones};
 
 /// The most tries of a card. Each try guesses a PIN of four digits with a chance of one in 10,000.
@@ -409,11 +411,6 @@ impl Default for ControlFile {
 }
 
 impl EngineFile {
-    fn threads(&self) -> Result<usize, ConfigError> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if self.workers == 0 { Ok(cores) } else { within("workers", self.workers, 1..=240) }
-    }
-
     /// The place of the boundary. A boundary process reads its sections of the file itself: `arguments` name the file.
     fn boundary_place(&mut self, mut arguments: Vec<OsString>) -> Result<BoundaryPlace, ConfigError> {
         let boundary = &mut self.boundary;
@@ -435,7 +432,7 @@ impl EngineFile {
     }
 
     fn check(mut self, arguments: Vec<OsString>) -> Result<EngineConfig, ConfigError> {
-        let (control, workers) = (std::mem::take(&mut self.control), self.threads()?);
+        let (control, workers) = (std::mem::take(&mut self.control), worker_count(self.workers)?);
         let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=LIFETIME_SECONDS_MAX)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
         let (tries, wrong_pins, verification_keys) = std::mem::take(&mut self.verification).check()?;

@@ -1,17 +1,6 @@
-//! The threads of the gRPC server. One thread accepts connections and passes them in turn to the workers. Each worker is a
-//! thread with its own runtime, so a connection stays on one core.
-//!
-//! If the workers equal the cores, each worker is pinned to a core: the kernel often puts threads that wake each other on
-//! one core, while another core is idle.
+//! The gRPC server: its connections, each on one worker thread.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, thread::JoinHandle, time::Duration};
 
 use http::Request;
 use hyper::{body::Incoming, server::conn::http2};
@@ -22,8 +11,6 @@ use hyper_util::{
 use thiserror::Error;
 use tokio::{
     io::AsyncReadExt,
-    net::{TcpListener, TcpStream},
-    runtime::Builder,
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
@@ -32,9 +19,9 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{body::Body, service::Routes, transport::server::Connected};
 use tower::util::MapRequest;
 
-use clock::minute_limit::MinuteLimit;
 use net::{
-    ConnectionAge, ConnectionLimits, ConnectionPlace, ConnectionTable, cores,
+    ConnectionAge, ConnectionLimits, ConnectionTable,
+    serving_threads::{Accepted, accept, cores_of, spawn},
     tls::{self, Http2Stream, ServerTls},
 };
 
@@ -50,10 +37,6 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The most files that the embedded store keeps open: fjall caches 900, and has journals and locks.
 const STORE_FILES_MAX: usize = 1_024;
-
-/// The lines within a minute that peers without a certificate can cause. The next line has the number of suppressed ones.
-static DROPPED_LINES: MinuteLimit = MinuteLimit::new(60);
-static NOT_ACCEPTED_LINES: MinuteLimit = MinuteLimit::new(60);
 
 /// The settings of a gRPC server.
 #[derive(Clone)]
@@ -88,9 +71,6 @@ pub(super) struct ConnectionHold {
     _counted: Option<watch::Receiver<()>>,
 }
 
-/// An accepted connection that waits for its worker. The connection table limits their number.
-type Accepted = (std::net::TcpStream, ConnectionPlace);
-
 /// A running gRPC server.
 pub struct Serving {
     address: SocketAddr,
@@ -116,10 +96,11 @@ impl Serving {
         for (number, core) in cores_of(settings.workers).into_iter().enumerate() {
             let (to_worker, accepted) = mpsc::channel(settings.connections.connections_max);
             let serving = serve(routes(), accepted, settings.clone(), stopped.clone());
-            threads.push(spawn(format!("serve-{number}"), core, serving)?);
+            threads.push(spawn(format!("serve-{number}"), core, serving).map_err(ServingError::Thread)?);
             workers.push(to_worker);
         }
-        threads.push(spawn("accept".into(), None, accept(listener, table, workers, stopped))?);
+        let accepting = accept(listener, table, workers, stopped);
+        threads.push(spawn("accept".into(), None, accepting).map_err(ServingError::Thread)?);
         Ok(Self { address, stop, threads })
     }
 
@@ -155,66 +136,6 @@ pub enum ServingError {
     Thread(io::Error),
 }
 
-/// The core of each worker; `None` unless the workers equal the cores.
-fn cores_of(workers: usize) -> Vec<Option<usize>> {
-    match cores::allowed() {
-        Ok(cores) if cores.len() == workers => cores.into_iter().map(Some).collect(),
-        _ => vec![None; workers],
-    }
-}
-
-/// Starts a thread with its own runtime, which ends with `work`.
-fn spawn(
-    name: String,
-    core: Option<usize>,
-    work: impl Future<Output = ()> + Send + 'static,
-) -> Result<JoinHandle<()>, ServingError> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(ServingError::Thread)?;
-    let run = move || {
-        if let Some(Err(error)) = core.map(cores::pin_thread_to) {
-            tracing::warn!(%error, "a worker cannot be pinned to a core: the kernel places it");
-        }
-        runtime.block_on(work);
-    };
-    thread::Builder::new().name(name).spawn(run).map_err(ServingError::Thread)
-}
-
-/// Accepts connections until the server stops, and passes them to the workers in turn.
-async fn accept(
-    listener: std::net::TcpListener,
-    table: ConnectionTable,
-    workers: Vec<mpsc::Sender<Accepted>>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "the listener cannot be registered with the runtime"),
-    };
-    for worker in workers.iter().cycle() {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-        };
-        match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from.ip()))) {
-            Ok((stream, address)) => {
-                if let Some(place) = table.admit(address).await
-                    && worker.try_send((stream, place)).is_err()
-                    && let Some(suppressed) = DROPPED_LINES.admit()
-                {
-                    tracing::warn!(suppressed, "a connection was dropped: its worker ended, or its queue is full");
-                }
-            }
-            Err(error) => {
-                if let Some(suppressed) = NOT_ACCEPTED_LINES.admit() {
-                    tracing::warn!(%error, suppressed, "a connection could not be accepted");
-                }
-                // Most likely the process has no free file descriptor: wait instead of spinning.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
 /// Serves the connections of one worker until the server stops and the calls in flight have finished.
 async fn serve(
     routes: Routes,
@@ -222,8 +143,7 @@ async fn serve(
     settings: ServingSettings,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let streams =
-        ReceiverStream::new(accepted).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
+    let streams = ReceiverStream::new(accepted).filter_map(|accepted| accepted.open().ok());
     let mut streams = Box::pin(tls::accept_http2(streams, settings.tls.clone()));
     let (routes, mut connections, of_connection) = (routes.prepare(), JoinSet::new(), stopped.clone());
     loop {

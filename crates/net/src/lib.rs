@@ -18,6 +18,7 @@ mod engine_channel;
 pub mod metrics_server;
 mod rate_limit;
 mod served_stream;
+pub mod serving_threads;
 pub mod stop;
 pub mod tls;
 
