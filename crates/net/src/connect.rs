@@ -30,48 +30,71 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// The timeout of the answer to a PING frame.
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// A channel to the engine at `address`: with `tls`, always by mutual TLS; without, only to `http` on this machine. The
-/// channel connects at the first call, and again after a failed connection. No call is sent before the engine serves HTTP/2 on
-/// the connection: until then, the error of the call has a [`tonic::ConnectError`] among its sources.
+/// A channel to the engine at `address`, whose tasks run on the runtime of the caller.
 ///
 /// # Errors
-/// [`TlsError::Plain`] without `tls` and with an address that requires TLS.
+/// [`TlsError::Plain`], as [`EngineConnector::new`].
 pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channel, TlsError> {
-    channel_within(address, tls, CONNECT_TIME_MAX)
+    Ok(EngineConnector::new(address, tls)?.channel())
 }
 
-/// The same, with a timeout for each connection until it serves HTTP/2, instead of 5 s.
-///
-/// # Errors
-/// [`TlsError::Plain`], as [`channel`].
-pub fn channel_within(address: &EngineAddress, tls: Option<ClientTls>, limit: Duration) -> Result<Channel, TlsError> {
-    if tls.is_none() && !address.may_be_plain() {
-        return Err(TlsError::Plain { address: address.clone() });
-    }
-    // `tls` alone decides whether our connector uses TLS, so the URI of the endpoint is always plain.
-    let address = address.with_http();
-    let endpoint = Endpoint::from_shared(address.to_string())
-        .map_err(|_| AddressError(address.to_string()))?
-        .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
-        .keep_alive_timeout(KEEP_ALIVE_TIME_MAX)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
-    // `Endpoint::connect_timeout` would end with an error without `ConnectError`.
-    let timed_out = Arc::new(Mutex::new(None::<Instant>));
-    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
-        let (address, tls, timed_out) = (address.clone(), tls.clone(), Arc::clone(&timed_out));
-        async move {
-            if lock(&timed_out).is_some_and(|at| at.elapsed() < PAUSE_AFTER_TIMEOUT) {
-                return Err(not_served_in_time(limit));
-            }
-            let connecting = async { ServedStream::start(connect(&address, tls.as_ref()).await?).await };
-            if let Ok(connected) = timeout(limit, connecting).await {
-                return connected.map(TokioIo::new);
-            }
-            *lock(&timed_out) = Some(Instant::now());
-            Err(not_served_in_time(limit))
+/// Connects to one engine: with TLS, always by mutual TLS; without, only to `http` on this machine.
+#[derive(Clone)]
+pub struct EngineConnector {
+    address: EngineAddress,
+    endpoint: Endpoint,
+    tls: Option<ClientTls>,
+    limit: Duration,
+}
+
+impl EngineConnector {
+    /// Checks that the engine at `address` may be called with this TLS.
+    ///
+    /// # Errors
+    /// [`TlsError::Plain`] without `tls` and with an address that requires TLS.
+    pub fn new(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Self, TlsError> {
+        if tls.is_none() && !address.may_be_plain() {
+            return Err(TlsError::Plain { address: address.clone() });
         }
-    })))
+        // `tls` alone decides whether our connector uses TLS, so the URI of the endpoint is always plain.
+        let address = address.with_http();
+        let endpoint = Endpoint::from_shared(address.to_string())
+            .map_err(|_| AddressError(address.to_string()))?
+            .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+            .keep_alive_timeout(KEEP_ALIVE_TIME_MAX)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        Ok(Self { address, endpoint, tls, limit: CONNECT_TIME_MAX })
+    }
+
+    /// The same, with a timeout for each connection until it serves HTTP/2, instead of 5 s.
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// A new channel, whose tasks run on the runtime of the caller. The channel connects at the first call, and again after a
+    /// failed connection. No call is sent before the engine serves HTTP/2 on the connection: until then, the error of the call
+    /// has a [`tonic::ConnectError`] among its sources.
+    pub fn channel(&self) -> Channel {
+        let Self { address, endpoint, tls, limit } = self.clone();
+        // `Endpoint::connect_timeout` would end with an error without `ConnectError`.
+        let timed_out = Arc::new(Mutex::new(None::<Instant>));
+        endpoint.connect_with_connector_lazy(service_fn(move |_| {
+            let (address, tls, timed_out) = (address.clone(), tls.clone(), Arc::clone(&timed_out));
+            async move {
+                if lock(&timed_out).is_some_and(|at| at.elapsed() < PAUSE_AFTER_TIMEOUT) {
+                    return Err(not_served_in_time(limit));
+                }
+                let connecting = async { ServedStream::start(connect(&address, tls.as_ref()).await?).await };
+                if let Ok(connected) = timeout(limit, connecting).await {
+                    return connected.map(TokioIo::new);
+                }
+                *lock(&timed_out) = Some(Instant::now());
+                Err(not_served_in_time(limit))
+            }
+        }))
+    }
 }
 
 /// A poisoned lock still holds a valid time.

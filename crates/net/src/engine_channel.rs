@@ -22,7 +22,8 @@ use tower::{Service, ServiceExt};
 const SENDS_MAX: u32 = 3;
 
 /// A channel for calls with one request message, over one engine or several that share a store. Each call goes to the usable
-/// engine with the fewest calls in flight; the clones of a channel count together.
+/// engine with the fewest calls in flight; the clones of a channel, and the channels [beside](EngineChannel::beside) it, count
+/// together.
 ///
 /// A call is sent again, to another engine if there is one, only if HTTP/2 guarantees that the first engine did not process it
 /// (RFC 9113, 6.8 and 8.7), or if no connection to that engine could be opened. An engine closes each connection at its maximum
@@ -38,6 +39,11 @@ pub struct EngineChannel {
 /// One engine of an [`EngineChannel`].
 pub struct EngineEndpoint {
     channel: Channel,
+    load: Arc<EngineLoad>,
+}
+
+/// What all channels to one engine share.
+struct EngineLoad {
     state: AtomicU8,
     calls: AtomicUsize,
 }
@@ -65,17 +71,18 @@ struct CallInFlight(Arc<EngineEndpoint>);
 
 impl EngineEndpoint {
     fn new(channel: Channel) -> Self {
-        Self { channel, state: AtomicU8::new(EngineState::default() as u8), calls: AtomicUsize::new(0) }
+        let load = EngineLoad { state: AtomicU8::new(EngineState::default() as u8), calls: AtomicUsize::new(0) };
+        Self { channel, load: Arc::new(load) }
     }
 
     /// The state that was set last.
     pub fn state(&self) -> EngineState {
-        EngineState::from_byte(self.state.load(Ordering::Relaxed))
+        EngineState::from_byte(self.load.state.load(Ordering::Relaxed))
     }
 
     /// Sets the state for the calls that begin from now on. Returns the state before.
     pub fn set_state(&self, state: EngineState) -> EngineState {
-        EngineState::from_byte(self.state.swap(state as u8, Ordering::Relaxed))
+        EngineState::from_byte(self.load.state.swap(state as u8, Ordering::Relaxed))
     }
 }
 
@@ -87,14 +94,14 @@ impl EngineState {
 
 impl CallInFlight {
     fn begin(engine: &Arc<EngineEndpoint>) -> Self {
-        engine.calls.fetch_add(1, Ordering::Relaxed);
+        engine.load.calls.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(engine))
     }
 }
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+        self.0.load.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -111,6 +118,16 @@ impl EngineChannel {
         Self { engines: engines.collect(), rotation: Arc::default() }
     }
 
+    /// A channel over other connections to the same engines, in the same order. The two channels share the states of the
+    /// engines and count their calls together.
+    #[must_use]
+    pub fn beside(&self, channels: impl IntoIterator<Item = Channel>) -> Self {
+        let beside = |(engine, channel): (&Arc<EngineEndpoint>, Channel)| {
+            Arc::new(EngineEndpoint { channel, load: Arc::clone(&engine.load) })
+        };
+        Self { engines: self.engines.iter().zip(channels).map(beside).collect(), rotation: Arc::clone(&self.rotation) }
+    }
+
     /// The engines, in the order of [`EngineChannel::over`].
     pub fn engines(&self) -> &[Arc<EngineEndpoint>] {
         &self.engines
@@ -123,7 +140,7 @@ impl EngineChannel {
         let others = from.iter().chain(before).filter(|engine| !contains(excluded, engine));
         let by_state = others.map(|engine| (engine.state(), engine)).filter(|(state, _)| *state != EngineState::Silent);
         let (_, engine) =
-            by_state.min_by_key(|(state, engine)| (*state as u8, engine.calls.load(Ordering::Relaxed)))?;
+            by_state.min_by_key(|(state, engine)| (*state as u8, engine.load.calls.load(Ordering::Relaxed)))?;
         Some(CallInFlight::begin(engine))
     }
 
@@ -431,7 +448,8 @@ mod tests {
     #[tokio::test]
     async fn engines_with_equally_many_calls_take_turns() {
         let channel = EngineChannel::over([unreachable().await, unreachable().await, unreachable().await]);
-        let calls = || channel.engines().iter().map(|engine| engine.calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let calls =
+            || channel.engines().iter().map(|engine| engine.load.calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let mut in_flight: Vec<_> = (0..6).map(|_| channel.select(&[]).unwrap()).collect();
         assert_eq!(calls(), [2, 2, 2]);
         in_flight.retain(|call| !Arc::ptr_eq(&call.0, &channel.engines()[1]));
@@ -439,5 +457,17 @@ mod tests {
         assert!(next.iter().all(|call| Arc::ptr_eq(&call.0, &channel.engines()[1])));
         drop((in_flight, next));
         assert_eq!(calls(), [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn channels_beside_each_other_share_states_and_counts() {
+        let channel = EngineChannel::from(unreachable().await);
+        let beside = channel.beside([unreachable().await]);
+        let calls = [&channel, &beside].map(|channel| channel.select(&[]).unwrap());
+        assert_eq!(calls.each_ref().map(|call| call.0.load.calls.load(Ordering::Relaxed)), [2, 2]);
+        drop(calls);
+        assert_eq!(channel.engines()[0].load.calls.load(Ordering::Relaxed), 0);
+        channel.engines()[0].set_state(EngineState::Silent);
+        assert!(beside.select(&[]).is_none());
     }
 }
