@@ -30,7 +30,8 @@ pub struct EdgeArguments {
 /// The configuration is not valid, or the edge did not start or stop cleanly.
 pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
     let config = EdgeConfig::load(&arguments.config)?;
-    Builder::new_multi_thread().enable_all().build()?.block_on(async {
+    // The edge serves on threads of its own. A reload of slow files on this thread does not delay the health checks.
+    Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
         let mut hangup = signal(SignalKind::hangup())?;
         let edge = Edge::start(config).await?;
         let mut stop = Stop::listen()?;

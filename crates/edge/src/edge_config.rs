@@ -20,6 +20,7 @@ use domain::limits::{BODY_BYTES_MAX, ZPK_INDEX_MAX};
 use net::{
     ConnectionAge, ConnectionLimits, EngineAddress,
     metrics_server::MetricsFile,
+    serving_threads::worker_count,
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 
@@ -38,6 +39,8 @@ pub struct EdgeConfig {
     pub engine_addresses: Vec<EngineAddress>,
     /// Mutual TLS to each engine.
     pub engine_tls: Option<ClientTlsConfig>,
+    /// The threads that serve.
+    pub workers: usize,
     /// The limits on open connections.
     pub connections: ConnectionLimits,
     /// The age at which a connection gets no more requests.
@@ -126,6 +129,8 @@ struct EdgeFile {
     /// The address and port of a second listener, for the API and `/docs`. Without it, `listen` serves `/docs`, unless there
     /// is a web view.
     docs_listen: Option<SocketAddr>,
+    /// Threads that serve; 0 for one a core.
+    workers: usize,
     tls: Option<ServerTlsConfig>,
     engine: EngineFile,
     /// At least one.
@@ -221,6 +226,7 @@ impl Default for EdgeFile {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8_080)),
             docs_listen: None,
+            workers: 0,
             tls: None,
             engine: EngineFile::default(),
             clients: Vec::new(),
@@ -316,6 +322,7 @@ impl EdgeFile {
             tls: self.tls,
             engine_addresses,
             engine_tls: self.engine.tls,
+            workers: worker_count(self.workers)?,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
             settings: Settings {
@@ -679,6 +686,7 @@ mod tests {
         let example = read_file::<EdgeFile>(Some(&path)).unwrap();
         let default = EdgeFile::default();
         assert_eq!(example.listen, default.listen);
+        assert_eq!(example.workers, default.workers);
         assert_eq!(example.engine.addresses, default.engine.addresses);
         assert_eq!(example.request_timeout_milliseconds, default.request_timeout_milliseconds);
         assert_eq!(example.request_limits().unwrap(), default.request_limits().unwrap());

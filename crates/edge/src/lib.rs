@@ -27,12 +27,13 @@ mod security_headers;
 mod serve;
 mod web_view;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
+use futures::future::join_all;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
 };
 
@@ -50,15 +51,17 @@ use config::ConfigError;
 use domain::limits::REQUEST_BYTES_MAX;
 use engine_health::EnginesHealth;
 use net::{
-    ConnectionTable, EngineAddress, EngineChannel, connect,
+    ConnectionTable, EngineAddress, EngineChannel,
+    connect::EngineConnector,
     metrics_server::{MetricsError, MetricsServer},
+    serving_threads::{accept, cores_of, spawn},
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
 use proto::{
     audit_service_client::AuditServiceClient, control_service_client::ControlServiceClient,
     pin_service_client::PinServiceClient,
 };
-use route::{Documents, EdgeState};
+use route::{Documents, EdgeState, SharedState};
 use security_headers::SecurityHeaders;
 
 /// The clients of an edge and the limits of their requests.
@@ -81,34 +84,50 @@ pub struct Settings {
 /// another engine may still answer.
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_800);
 
-/// The gRPC clients of the engines.
+/// The engines of an edge: what its threads share.
+pub(crate) struct Engines {
+    connectors: Vec<EngineConnector>,
+    channel: EngineChannel,
+    health: EnginesHealth,
+}
+
+/// The gRPC clients of the engines on one thread.
 #[derive(Clone)]
 pub(crate) struct EngineClient {
     controls: ControlServiceClient<EngineChannel>,
     pins: PinServiceClient<EngineChannel>,
-    audit: AuditServiceClient<EngineChannel>,
-    health: EnginesHealth,
 }
 
-impl EngineClient {
-    /// Clients of the engines at these addresses. Each engine has one connection for calls and one for health checks.
+impl Engines {
+    /// The engines at these addresses. The health checks of each engine, and the reports to it, have connections on the runtime
+    /// of the caller.
     ///
     /// # Errors
     /// [`TlsError::Plain`]: an address requires TLS, and `tls` is `None`.
     fn new(addresses: &[EngineAddress], tls: Option<&ClientTls>) -> Result<Self, TlsError> {
-        let connect = |address: &EngineAddress| match addresses {
-            [_] => connect::channel(address, tls.cloned()),
-            _ => connect::channel_within(address, tls.cloned(), CONNECT_TIME_MAX),
+        let connector = |address: &EngineAddress| {
+            let connector = EngineConnector::new(address, tls.cloned())?;
+            Ok(if addresses.len() == 1 { connector } else { connector.within(CONNECT_TIME_MAX) })
         };
-        let channel = EngineChannel::over(addresses.iter().map(connect).collect::<Result<Vec<_>, _>>()?);
-        let checked = addresses.iter().map(|address| Ok((address.clone(), connect(address)?)));
-        let health = EnginesHealth::new(checked.collect::<Result<_, TlsError>>()?, &channel);
-        Ok(Self {
+        let connectors = addresses.iter().map(connector).collect::<Result<Vec<_>, TlsError>>()?;
+        let channel = EngineChannel::over(connectors.iter().map(EngineConnector::channel));
+        let checked = addresses.iter().cloned().zip(connectors.iter().map(EngineConnector::channel));
+        let health = EnginesHealth::new(checked.collect(), &channel);
+        Ok(Self { connectors, channel, health })
+    }
+
+    /// The clients of a thread, with a connection to each engine on the runtime of the caller.
+    fn client(&self) -> EngineClient {
+        let channel = self.channel.beside(self.connectors.iter().map(EngineConnector::channel));
+        EngineClient {
             controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
-            pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
-            audit: AuditServiceClient::new(channel),
-            health,
-        })
+            pins: PinServiceClient::new(channel).max_encoding_message_size(REQUEST_BYTES_MAX),
+        }
+    }
+
+    /// The client of reports to the engines.
+    fn audit(&self) -> AuditServiceClient<EngineChannel> {
+        AuditServiceClient::new(self.channel.clone())
     }
 }
 
@@ -118,7 +137,7 @@ pub struct Edge {
     docs_address: Option<SocketAddr>,
     clients: Clients,
     stop: watch::Sender<bool>,
-    serving: Vec<JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
     server_tls: Option<ServerTls>,
     engine_tls: Option<ClientTls>,
     metrics: Option<MetricsServer>,
@@ -127,10 +146,12 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Binds the listeners and starts to serve. The engines may start later.
+    /// Binds the listeners and starts to serve, on threads of its own. The engines may start later. The health checks, the
+    /// reports to the engines and the metrics are on the runtime of the caller.
     ///
     /// # Errors
-    /// An address may not be used without TLS, a certificate or key cannot be loaded, or an address cannot be bound.
+    /// An address may not be used without TLS, a certificate or key cannot be loaded, an address cannot be bound, or a thread
+    /// cannot be started.
     pub async fn start(config: EdgeConfig) -> Result<Self, EdgeError> {
         for address in [config.listen].into_iter().chain(config.docs_listen) {
             tls::may_listen_edge(address, config.tls.as_ref())?;
@@ -168,7 +189,7 @@ impl Edge {
         let (address, docs_address) = (address_of(&listener)?, docs.as_ref().map(address_of).transpose()?);
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
-        let engines = EngineClient::new(&config.engine_addresses, engine_tls.as_ref())?;
+        let engines = Engines::new(&config.engine_addresses, engine_tls.as_ref())?;
 
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
@@ -193,22 +214,47 @@ impl Edge {
         let timeouts = serve::Timeouts::new(config.connection_age, config.settings.request_timeout);
         let has_web_view = config.settings.web_view.is_some();
         let health_checks = engines.health.watch();
-        let state = EdgeState::new(config.settings, clients.clone(), engines, refused);
+        let (workers, connections_max) = (config.workers, config.connections.connections_max);
+        let shared = SharedState::new(config.settings, clients.clone(), engines, refused);
         // A browser gives the documents of one origin to each other's scripts.
         let main = if has_web_view || docs.is_some() { Documents::WebView } else { Documents::Docs };
         let listeners = [(listener, main)].into_iter().chain(docs.map(|docs| (docs, Documents::Docs)));
-        let serving = listeners.map(|(listener, documents)| {
-            let router = route::router(Arc::clone(&state), documents);
-            let (table, tls, stopped) = (table.clone(), server_tls.clone(), stopped.clone());
-            tokio::spawn(serve::serve(listener, table, tls, router, head_errors, timeouts, stopped))
-        });
-        let serving = serving.collect();
+        let mut dealers = Vec::new();
+        let mut queues: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
+        for (listener, documents) in listeners {
+            let mut senders = Vec::with_capacity(workers);
+            for queue in &mut queues {
+                let (sender, accepted) = mpsc::channel(connections_max);
+                senders.push(sender);
+                queue.push((accepted, documents));
+            }
+            let listener = listener.into_std().map_err(|error| EdgeError::Listen { address, error })?;
+            dealers.push(accept(listener, table.clone(), senders, stopped.clone()));
+        }
+        let mut threads = Vec::with_capacity(workers.saturating_add(1));
+        for (number, (core, queues)) in cores_of(workers).into_iter().zip(queues).enumerate() {
+            let shared = Arc::clone(&shared);
+            let settings = serve::ServingSettings { tls: server_tls.clone(), head_errors, timeouts };
+            let stopped = stopped.clone();
+            let work = async move {
+                // Here, so that the connections to the engines are on this thread.
+                let state = EdgeState::of_thread(shared);
+                let served = queues.into_iter().map(|(accepted, documents)| {
+                    let router = route::router(Arc::clone(&state), documents);
+                    serve::serve(accepted, router, settings.clone(), stopped.clone())
+                });
+                join_all(served).await;
+            };
+            threads.push(spawn(format!("edge-{number}"), core, work).map_err(EdgeError::Thread)?);
+        }
+        let dealing = async move { drop(join_all(dealers).await) };
+        threads.push(spawn("edge-accept".into(), None, dealing).map_err(EdgeError::Thread)?);
         Ok(Self {
             address,
             docs_address,
             clients,
             stop,
-            serving,
+            threads,
             server_tls,
             engine_tls,
             metrics,
@@ -256,15 +302,14 @@ impl Edge {
     /// Stops accepting connections and waits for the requests in flight.
     ///
     /// # Errors
-    /// The serving task panicked.
+    /// A serving thread panicked.
     pub async fn stop(self) -> Result<(), EdgeError> {
         self.metrics.iter().for_each(MetricsServer::stop);
         self.report_expiry.abort();
         self.stop.send_replace(true);
-        for serving in self.serving {
-            serving.await.map_err(|_| EdgeError::Stopped)?;
-        }
-        Ok(())
+        let mut threads = self.threads.into_iter();
+        let joined = tokio::task::spawn_blocking(move || threads.try_for_each(thread::JoinHandle::join)).await;
+        joined.ok().and_then(Result::ok).ok_or(EdgeError::Stopped)
     }
 }
 
@@ -288,7 +333,10 @@ pub enum EdgeError {
     /// The metrics can't be served.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// The serving task panicked.
+    /// A thread or its runtime could not be started.
+    #[error("cannot start a thread: {0}; check the limits on processes and memory")]
+    Thread(io::Error),
+    /// A serving thread panicked.
     #[error("the edge failed while serving: see its log")]
     Stopped,
 }

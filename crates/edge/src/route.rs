@@ -32,7 +32,7 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use self::web_view_routes::AUDIT_USER_BASE;
 use super::{
-    EngineClient, Settings,
+    EngineClient, Engines, Settings,
     api_error::{ApiError, ErrorBody, ErrorProfile, Rejection},
     auth::{Authenticated, Client, Clients, GrantedUse, ZoneGrant, authenticate},
     body::{
@@ -86,7 +86,7 @@ pub(super) enum Documents {
 
 /// The routes of a listener: the API below `/pin` and at the root, the documents, and the operational routes.
 pub(super) fn router(edge: Arc<EdgeState>, documents: Documents) -> Router {
-    let has_pages = documents == Documents::WebView && edge.settings.web_view.is_some();
+    let has_pages = documents == Documents::WebView && edge.shared.settings.web_view.is_some();
     let pages = if has_pages { web_view_routes::routes() } else { Router::new() };
     let api = Router::new()
         .merge(pages)
@@ -106,8 +106,8 @@ pub(super) fn router(edge: Arc<EdgeState>, documents: Documents) -> Router {
 
 /// The routes below the layers that each answer passes.
 fn layered(routes: Router<Arc<EdgeState>>, edge: Arc<EdgeState>) -> Router {
-    let profile = edge.settings.error_profile;
-    let web_view = edge.settings.web_view.as_ref().map(WebView::is_https);
+    let profile = edge.shared.settings.error_profile;
+    let web_view = edge.shared.settings.web_view.as_ref().map(WebView::is_https);
     routes
         .fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
             edge.refuse(ApiError::ROUTE_UNKNOWN, request).await
@@ -150,16 +150,16 @@ fn layered(routes: Router<Arc<EdgeState>>, edge: Arc<EdgeState>) -> Router {
 /// `GET /readyz`: 204, or 503 while no control can be opened through this edge: see [`NoEngineReady`](super::engine_health::NoEngineReady).
 async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
     // One check at a time: the probes that wait for it get its result.
-    let mut last = edge.readiness.lock().await;
+    let mut last = edge.shared.readiness.lock().await;
     let is_ready = match *last {
         Some((at, is_ready)) if at.elapsed() < READINESS_VALID => is_ready,
         _ => {
-            let checked = edge.engine.health.check_ready().await;
+            let checked = edge.shared.engines.health.check_ready().await;
             match &checked {
                 Ok(()) if matches!(*last, Some((_, false))) => tracing::info!("/readyz is answered 204 again"),
                 Ok(()) => {}
                 Err(reason) => {
-                    if let Some(suppressed) = edge.not_ready_lines.admit() {
+                    if let Some(suppressed) = edge.shared.not_ready_lines.admit() {
                         tracing::warn!(%reason, suppressed, "/readyz is answered 503");
                     }
                 }
@@ -179,11 +179,17 @@ fn network_of(parts: &Parts) -> IpAddr {
     parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientNetwork(network)| *network)
 }
 
-/// What the routes share.
+/// The state of the routes on one thread.
 pub(super) struct EdgeState {
+    engine: EngineClient,
+    shared: Arc<SharedState>,
+}
+
+/// What the routes of all threads share.
+pub(super) struct SharedState {
     settings: Settings,
     clients: Clients,
-    engine: EngineClient,
+    engines: Engines,
     admission: RequestAdmission,
     refused: RefusedRequests,
     exchanges: ExchangeAdmission,
@@ -260,7 +266,7 @@ async fn open_control(
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let plastic_id = plastic_id(plastic)?;
         let body: PinControlRequest = body::parse(&request.body)?;
-        let urls = edge.settings.web_view.as_ref().and_then(|web_view| web_view.urls_of(&request.client));
+        let urls = edge.shared.settings.web_view.as_ref().and_then(|web_view| web_view.urls_of(&request.client));
         let request = edge.engine_request(
             request.id,
             proto::OpenControlRequest {
@@ -497,20 +503,15 @@ fn zone_rejection(status: Status) -> Rejection {
     }
 }
 
-impl EdgeState {
-    pub(super) fn new(
-        settings: Settings,
-        clients: Clients,
-        engine: EngineClient,
-        refused: RefusedRequests,
-    ) -> Arc<Self> {
+impl SharedState {
+    pub(super) fn new(settings: Settings, clients: Clients, engines: Engines, refused: RefusedRequests) -> Arc<Self> {
         let failed_exchanges_max =
             settings.web_view.as_ref().map_or(0, |web_view| web_view.failed_exchanges_per_address_max);
         Arc::new(Self {
             admission: RequestAdmission::new(&settings.requests, refused.clone()),
             settings,
             clients,
-            engine,
+            engines,
             refused,
             exchanges: ExchangeAdmission::new(failed_exchanges_max),
             readiness: Mutex::default(),
@@ -521,6 +522,13 @@ impl EdgeState {
             limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
         })
     }
+}
+
+impl EdgeState {
+    /// The state of a thread. The connections to the engines are on the runtime of the caller.
+    pub(super) fn of_thread(shared: Arc<SharedState>) -> Arc<Self> {
+        Arc::new(Self { engine: shared.engines.client(), shared })
+    }
 
     /// Authenticates the client, reads the request, runs `work` within the request timeout, and answers.
     async fn answer<T: AnswerBody>(
@@ -530,14 +538,14 @@ impl EdgeState {
         work: impl AsyncFnOnce(ApiRequest) -> Result<(StatusCode, T), Rejection>,
     ) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
-        let clients = self.clients.current();
+        let clients = self.shared.clients.current();
         let mut log = RequestLog::begin(route, &parts);
         let mut authenticated = false;
-        let outcome = timeout(self.settings.request_timeout, async {
+        let outcome = timeout(self.shared.settings.request_timeout, async {
             let client = authenticate(&clients, &parts)?;
             authenticated = true;
             log.client = Some(client.name());
-            let _place = self.admission.admit(client)?;
+            let _place = self.shared.admission.admit(client)?;
             let request = self.read(log.id, client, &parts, &mut body).await?;
             log.audit_user = Some(request.audit_user.clone());
             log.control = control_in(&request.body);
@@ -548,7 +556,7 @@ impl EdgeState {
         if outcome.as_ref().is_err_and(|refused| refused.error.is_unauthenticated()) {
             self.report_rejected_credentials(log.id, &parts);
         }
-        let mut answer = self.conclude(self.settings.error_profile, log, &parts, body, outcome).await;
+        let mut answer = self.conclude(self.shared.settings.error_profile, log, &parts, body, outcome).await;
         if authenticated {
             answer.extensions_mut().insert(Authenticated);
         }
@@ -586,7 +594,7 @@ impl EdgeState {
         let error = refused.error;
         let answer = self.refusal(profile, log, refused);
         if error == ApiError::BODY_TIMEOUT {
-            self.refused.count(Limit::BodyTime);
+            self.shared.refused.count(Limit::BodyTime);
         } else {
             self.drain_body(parts, body).await;
         }
@@ -597,7 +605,7 @@ impl EdgeState {
     async fn refuse(&self, error: ApiError, request: Request) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
-        let answer = self.refusal(self.settings.error_profile, RequestLog::begin(route, &parts), error.into());
+        let answer = self.refusal(self.shared.settings.error_profile, RequestLog::begin(route, &parts), error.into());
         self.drain_body(&parts, body).await;
         answer
     }
@@ -605,8 +613,8 @@ impl EdgeState {
     fn refusal(&self, profile: ErrorProfile, log: RequestLog<'_>, refused: Rejection) -> Response<Body> {
         let answer = refused.error.answer(profile, log.id);
         let lines = match log.client {
-            None => Some(&self.unauthenticated_lines),
-            Some(_) if refused.error.is_limit() => Some(&self.limit_lines),
+            None => Some(&self.shared.unauthenticated_lines),
+            Some(_) if refused.error.is_limit() => Some(&self.shared.limit_lines),
             Some(_) => None,
         };
         if let Some(suppressed) = lines.map_or(Some(0), MinuteLimit::admit) {
@@ -617,12 +625,12 @@ impl EdgeState {
 
     /// Reports rejected credentials to the engine, which audits them. The answer does not wait for the engine.
     fn report_rejected_credentials(&self, id: RequestId, parts: &Parts) {
-        let Some(unrecorded_count) = self.rejected_credentials.admit() else { return };
+        let Some(unrecorded_count) = self.shared.rejected_credentials.admit() else { return };
         let client_network = network_of(parts).to_string();
         let message = proto::RecordRejectedCredentialsRequest { client_network, unrecorded_count };
-        let (request, mut audit) = (self.engine_request(id, message), self.engine.audit.clone());
+        let (request, mut audit) = (self.engine_request(id, message), self.shared.engines.audit());
         let recorded = async move { audit.record_rejected_credentials(request).await.map(drop) };
-        spawn_report(id, &self.rejected_credentials, unrecorded_count, recorded);
+        spawn_report(id, &self.shared.rejected_credentials, unrecorded_count, recorded);
     }
 
     /// Checks that the configuration grants the client this use of a zone key. A denial is reported to the engine, which
@@ -634,7 +642,7 @@ impl EdgeState {
         if request.zones.iter().any(|grant| grant.index == index && grant.uses.contains(&wanted)) {
             return Ok(());
         }
-        if let Some(unrecorded_count) = self.denied_requests.admit() {
+        if let Some(unrecorded_count) = self.shared.denied_requests.admit() {
             let method = match wanted {
                 GrantedUse::SetPin => proto::EngineMethod::SetPinByZone,
                 GrantedUse::GetPin => proto::EngineMethod::GetPinByZone,
@@ -645,15 +653,15 @@ impl EdgeState {
                 method: method.into(),
                 unrecorded_count,
             };
-            let (denial, mut audit) = (self.engine_request(request.id, message), self.engine.audit.clone());
+            let (denial, mut audit) = (self.engine_request(request.id, message), self.shared.engines.audit());
             let recorded = async move { audit.record_client_denial(denial).await.map(drop) };
-            spawn_report(request.id, &self.denied_requests, unrecorded_count, recorded);
+            spawn_report(request.id, &self.shared.denied_requests, unrecorded_count, recorded);
         }
         Err(ApiError::ZONE_FORBIDDEN)
     }
 
     fn engine_timeout(&self) -> Rejection {
-        let cause = format!("the engine sent no reply within {} ms", self.settings.request_timeout.as_millis());
+        let cause = format!("the engine sent no reply within {} ms", self.shared.settings.request_timeout.as_millis());
         Rejection { error: ApiError::ENGINE_UNAVAILABLE, cause: Some(cause) }
     }
 
@@ -670,12 +678,13 @@ impl EdgeState {
             check_body_type(&parts.headers)?;
         }
         let audit_user = audit_user(parts.uri.query())?;
-        let body = if has_body { self.read_body(body, self.settings.body_bytes_max).await? } else { Bytes::new() };
+        let body =
+            if has_body { self.read_body(body, self.shared.settings.body_bytes_max).await? } else { Bytes::new() };
         Ok(ApiRequest { body, ..ApiRequest::of(client, id, audit_user) })
     }
 
     async fn read_body(&self, body: &mut Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-        let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
+        let time = BODY_TIME_MAX.min(self.shared.settings.request_timeout / 2);
         let read = Limited::new(body, bytes_max).collect();
         match timeout(time, read).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -692,7 +701,7 @@ impl EdgeState {
         if let Ok(id) = id.to_string().parse() {
             request.metadata_mut().insert(REQUEST_ID_KEY, id);
         }
-        request.set_timeout(self.settings.request_timeout);
+        request.set_timeout(self.shared.settings.request_timeout);
         request
     }
 
@@ -703,7 +712,7 @@ impl EdgeState {
         if waits_for_continue(parts) {
             return;
         }
-        let Some(_place) = self.admission.admit_rest(network_of(parts)) else { return };
+        let Some(_place) = self.shared.admission.admit_rest(network_of(parts)) else { return };
         let mut rest = Limited::new(body, REST_BYTES_MAX);
         let read = async { while let Some(Ok(_)) = rest.frame().await {} };
         if timeout(REST_TIME_MAX, read).await.is_err() {
@@ -898,10 +907,10 @@ mod tests {
         let away = "127.0.0.1:1".parse().unwrap();
         let config = EdgeConfig::embedded(away, away).unwrap();
         let config = config.with_page(PUBLIC_URL, "bank", "https://bank.test").unwrap();
-        let engine = EngineClient::new(&config.engine_addresses, None).unwrap();
+        let engines = Engines::new(&config.engine_addresses, None).unwrap();
         let mut settings = config.settings;
         let clients = Clients::new(std::mem::take(&mut settings.clients));
-        EdgeState::new(settings, clients, engine, RefusedRequests::default())
+        EdgeState::of_thread(SharedState::new(settings, clients, engines, RefusedRequests::default()))
     }
 
     /// The first argument of each `.route(` in the sources, with a value for each parameter, and the files for developers.
@@ -992,7 +1001,7 @@ mod tests {
     #[tokio::test]
     async fn every_answer_to_a_page_has_its_security_headers() {
         let state = edge_state();
-        let web_view = state.settings.web_view.as_ref().unwrap();
+        let web_view = state.shared.settings.web_view.as_ref().unwrap();
         let control = PageControl { id: ControlId::random(), operation: PageOperation::SetPin, digits: [4, 12] };
         let session = PageSession::begin("bank", PageId::random(), control, Duration::from_secs(600));
         let cookie = web_view.sessions().set_cookie(&session, Placement::Frame).unwrap();
@@ -1024,7 +1033,9 @@ mod tests {
             assert_eq!(call("/web/bank", form, "", &body).await, 303, "{body}");
         }
         let held: Vec<_> = (0..4)
-            .map(|_| state.admission.admit_page("bank", &state.clients.current()[0], &[session.control.id]))
+            .map(|_| {
+                state.shared.admission.admit_page("bank", &state.shared.clients.current()[0], &[session.control.id])
+            })
             .collect();
         assert!(held.iter().all(Result::is_ok));
         assert_eq!(call("/web/bank/set", json, &cookie, &block).await, 429);

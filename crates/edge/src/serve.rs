@@ -32,8 +32,9 @@ use hyper_util::{
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
     time::{sleep, sleep_until, timeout},
 };
 use tower::util::{MapFuture, MapRequest};
@@ -49,7 +50,8 @@ use super::{
 use clock::minute_limit::MinuteLimit;
 use domain::request_id::RequestId;
 use net::{
-    ConnectionAge, ConnectionPlace, ConnectionTable,
+    ConnectionAge, ConnectionPlace,
+    serving_threads::Accepted,
     tls::{ServerStream, ServerTls, TlsError},
 };
 
@@ -69,7 +71,6 @@ const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The lines within a minute that peers without credentials can cause. The next line has the number of suppressed ones.
-static NOT_ACCEPTED_LINES: MinuteLimit = MinuteLimit::new(LINES_PER_MINUTE_MAX);
 static REJECTED_LINES: MinuteLimit = MinuteLimit::new(LINES_PER_MINUTE_MAX);
 static MALFORMED_LINES: MinuteLimit = MinuteLimit::new(LINES_PER_MINUTE_MAX);
 
@@ -111,57 +112,78 @@ pub(super) struct HeadErrors {
     pub(super) headers: SecurityHeaders,
 }
 
-/// Accepts and serves connections until `stopped` is true, then waits for the requests in flight.
+/// How a worker serves its connections.
+#[derive(Clone)]
+pub(super) struct ServingSettings {
+    /// `None` is allowed on loopback only.
+    pub(super) tls: Option<ServerTls>,
+    pub(super) head_errors: HeadErrors,
+    pub(super) timeouts: Timeouts,
+}
+
+/// Serves the connections of one worker until no more are accepted and the requests in flight have finished.
 pub(super) async fn serve(
-    listener: TcpListener,
-    table: ConnectionTable,
-    tls: Option<ServerTls>,
+    mut accepted: mpsc::Receiver<Accepted>,
     router: Router,
-    head_errors: HeadErrors,
-    timeouts: Timeouts,
-    mut stopped: watch::Receiver<bool>,
+    settings: ServingSettings,
+    stopped: watch::Receiver<bool>,
 ) {
+    let mut connections = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stopped| *stopped) => break,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                if let Some(suppressed) = NOT_ACCEPTED_LINES.admit() {
-                    tracing::warn!(%error, suppressed, "a connection could not be accepted");
+        tokio::select! {
+            accepted = accepted.recv() => match accepted.map(Accepted::open) {
+                Some(Ok((stream, place))) => {
+                    connections.spawn(serve_accepted(stream, place, router.clone(), settings.clone(), stopped.clone()));
                 }
-                // Most likely the process has no free file descriptor: wait instead of spinning.
-                sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let Some(place) = table.admit(from.ip()).await else { continue };
-        let (tls, router, stopped, network) = (tls.clone(), router.clone(), stopped.clone(), place.network());
-        tokio::spawn(async move {
-            let stream = tokio::select! {
-                stream = handshake(stream, tls) => stream,
-                () = place.closed() => return,
-            };
-            match stream {
-                Ok(stream) => {
-                    let (place, exchange) = (Arc::new(place), Exchange::default());
-                    let end = serve_connection(stream, &exchange, &place, router, timeouts, stopped.clone()).await;
-                    if let (Some(end), Some(ended)) = (end, exchange.end()) {
-                        end.close(ended, &place, head_errors, stopped).await;
-                    }
-                }
-                Err(error) => {
-                    if let Some(suppressed) = REJECTED_LINES.admit() {
-                        tracing::info!(%network, %error, suppressed, "a connection was rejected");
-                    }
-                }
-            }
-        });
+                Some(Err(error)) => tracing::warn!(%error, "a connection cannot be registered with the runtime"),
+                None => break,
+            },
+            Some(ended) = connections.join_next() => report_end(ended),
+        }
     }
-    if timeout(DRAIN_TIME_MAX, table.wait_until_empty()).await.is_err() {
+    let drained = async {
+        while let Some(ended) = connections.join_next().await {
+            report_end(ended);
+        }
+    };
+    if timeout(DRAIN_TIME_MAX, drained).await.is_err() {
         tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests in flight were aborted: they did not finish in time");
+    }
+}
+
+fn report_end(ended: Result<(), JoinError>) {
+    if ended.is_err() {
+        tracing::error!("the task of a connection panicked");
+    }
+}
+
+/// Serves one connection to its end, the TLS handshake included.
+async fn serve_accepted(
+    stream: TcpStream,
+    place: ConnectionPlace,
+    router: Router,
+    settings: ServingSettings,
+    stopped: watch::Receiver<bool>,
+) {
+    let ServingSettings { tls, head_errors, timeouts } = settings;
+    let network = place.network();
+    let stream = tokio::select! {
+        stream = handshake(stream, tls) => stream,
+        () = place.closed() => return,
+    };
+    match stream {
+        Ok(stream) => {
+            let (place, exchange) = (Arc::new(place), Exchange::default());
+            let end = serve_connection(stream, &exchange, &place, router, timeouts, stopped.clone()).await;
+            if let (Some(end), Some(ended)) = (end, exchange.end()) {
+                end.close(ended, &place, head_errors, stopped).await;
+            }
+        }
+        Err(error) => {
+            if let Some(suppressed) = REJECTED_LINES.admit() {
+                tracing::info!(%network, %error, suppressed, "a connection was rejected");
+            }
+        }
     }
 }
 
@@ -422,10 +444,13 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::routing::get;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
-    use net::ConnectionLimits;
+    use net::{ConnectionLimits, ConnectionTable, serving_threads::accept};
 
     const SHORT: Timeouts = Timeouts {
         headers: Duration::from_millis(300),
@@ -468,15 +493,16 @@ mod tests {
                 }),
             );
             let (stop, stopped) = watch::channel(false);
-            let serving = tokio::spawn(serve(
-                listener,
-                ConnectionTable::new(limits),
-                None,
-                router,
-                HeadErrors { profile: ErrorProfile::Full, headers: SecurityHeaders::of_unknown_path(Some(true)) },
-                timeouts,
-                stopped,
-            ));
+            let (to_worker, accepted) = mpsc::channel(16);
+            let table = ConnectionTable::new(limits);
+            let accepting = accept(listener.into_std().unwrap(), table, vec![to_worker], stopped.clone());
+            let head_errors =
+                HeadErrors { profile: ErrorProfile::Full, headers: SecurityHeaders::of_unknown_path(Some(true)) };
+            let settings = ServingSettings { tls: None, head_errors, timeouts };
+            let served = serve(accepted, router, settings, stopped);
+            let serving = tokio::spawn(async {
+                let ((), ()) = tokio::join!(accepting, served);
+            });
             Self { address, stop, serving }
         }
 

@@ -192,7 +192,7 @@ async fn logo(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request
 
 impl EdgeState {
     fn web_view(&self) -> Option<&WebView> {
-        self.settings.web_view.as_ref()
+        self.shared.settings.web_view.as_ref()
     }
 
     fn page(&self, key: &str) -> Option<(&WebView, &Page)> {
@@ -215,7 +215,7 @@ impl EdgeState {
         body: &mut Body,
     ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
         let work = async {
-            let clients = self.clients.current();
+            let clients = self.shared.clients.current();
             let client = client_of(&clients, page)?;
             let body = self.read_start(web_view, page, client, placement, parts, body).await?;
             let (control_id, started_by, session_id) = match PageStart::parse(placement, &body)? {
@@ -246,7 +246,7 @@ impl EdgeState {
             let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
             Ok((session, Some(cookie)))
         };
-        timeout(self.settings.request_timeout, work).await.unwrap_or_else(|_| Err(self.engine_timeout()))
+        timeout(self.shared.settings.request_timeout, work).await.unwrap_or_else(|_| Err(self.engine_timeout()))
     }
 
     /// Checks the type of a request that starts a page, and reads its body.
@@ -266,11 +266,11 @@ impl EdgeState {
         let controls = controls_of(web_view, page, &parts.headers);
         if controls.is_empty() {
             // The credential is in the body, so a stranger can send one: it takes no place of the page.
-            let _place = self.admission.admit_exchange_body(network_of(parts))?;
+            let _place = self.shared.admission.admit_exchange_body(network_of(parts))?;
             self.read_body(body, EXCHANGE_BODY_BYTES_MAX).await
         } else {
-            let _place = self.admission.admit_page(page.key(), client, &controls)?;
-            self.read_body(body, self.settings.body_bytes_max).await
+            let _place = self.shared.admission.admit_page(page.key(), client, &controls)?;
+            self.read_body(body, self.shared.settings.body_bytes_max).await
         }
     }
 
@@ -283,11 +283,11 @@ impl EdgeState {
         control: ControlId,
         request: tonic::Request<proto::StartPageRequest>,
     ) -> Result<proto::StartPageResponse, Rejection> {
-        let begun = self.exchanges.begin(&page, network);
-        let exchange = begun.inspect_err(|_| self.refused.count(Limit::Exchanges))?;
-        let _place = self.admission.admit_exchange(&page, tenant, control)?;
+        let begun = self.shared.exchanges.begin(&page, network);
+        let exchange = begun.inspect_err(|_| self.shared.refused.count(Limit::Exchanges))?;
+        let _place = self.shared.admission.admit_exchange(&page, tenant, control)?;
         let mut controls = self.engine.controls.clone();
-        let Ok(answer) = timeout(self.settings.request_timeout, controls.start_page(request)).await else {
+        let Ok(answer) = timeout(self.shared.settings.request_timeout, controls.start_page(request)).await else {
             return Err(self.engine_timeout());
         };
         let started = answer.map(tonic::Response::into_inner).map_err(Rejection::from);
@@ -315,7 +315,7 @@ impl EdgeState {
         };
         let (parts, mut body) = request.into_parts();
         let mut log = RequestLog::begin(route, &parts);
-        let outcome = timeout(self.settings.request_timeout, async {
+        let outcome = timeout(self.shared.settings.request_timeout, async {
             check_own_origin(web_view, &parts.headers)?;
             // The sealed cookie is the credential: only with one does the request take a place of the page.
             let controls = controls_of(web_view, page, &parts.headers);
@@ -323,11 +323,11 @@ impl EdgeState {
                 return Err(ApiError::PAGE_SESSION_INVALID.into());
             }
             log.client = Some(page.client());
-            let clients = self.clients.current();
+            let clients = self.shared.clients.current();
             let client = client_of(&clients, page)?;
-            let _place = self.admission.admit_page(page.key(), client, &controls)?;
+            let _place = self.shared.admission.admit_page(page.key(), client, &controls)?;
             check_body_type(&parts.headers)?;
-            let body = self.read_body(&mut body, self.settings.body_bytes_max).await?;
+            let body = self.read_body(&mut body, self.shared.settings.body_bytes_max).await?;
             let id = body::parse::<PageCall>(&body)?.page_id.text("pageId")?;
             let session = find_session(web_view, page, &parts.headers, &id, grace)?;
             let control_id = session.control.id.to_string();
