@@ -5,11 +5,12 @@ use std::{env, error::Error, path::PathBuf};
 use prost::Message;
 
 /// The services of an engine, which gRPC reflection lists.
-const SERVED: [&str; 7] = [
+const SERVED: [&str; 8] = [
     "pinseal/v1/audit.proto",
     "pinseal/v1/bulk.proto",
     "pinseal/v1/card.proto",
     "pinseal/v1/control.proto",
+    "pinseal/v1/edge.proto",
     "pinseal/v1/event.proto",
     "pinseal/v1/key.proto",
     "pinseal/v1/pin.proto",

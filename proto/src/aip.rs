@@ -127,7 +127,7 @@ fn times_and_quantities_have_their_types_and_suffixes() {
         assert_eq!(field.name().ends_with("_time"), is_of("Timestamp"), "{name}");
         assert_eq!(field.name().ends_with("_duration"), is_of("Duration"), "{name}");
         let is_number = !matches!(field.r#type(), Type::Message | Type::Enum | Type::String | Type::Bytes | Type::Bool);
-        let suffixes = ["_count", "sequence", "version", "_number", "_per_second"];
+        let suffixes = ["_count", "sequence", "sequences", "version", "_number", "_per_second"];
         assert!(!is_number || suffixes.iter().any(|suffix| field.name().ends_with(suffix)), "{name}");
     }
 }

@@ -9,7 +9,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 use support::engine_process::EngineProcess;
 
 /// Every service of an engine, each with a method.
-const SERVED: [(&str, &str); 10] = [
+const SERVED: [(&str, &str); 11] = [
     ("grpc.health.v1.Health", "Check"),
     ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo"),
     ("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo"),
@@ -17,6 +17,7 @@ const SERVED: [(&str, &str); 10] = [
     ("pinseal.v1.BulkService", "SetPins"),
     ("pinseal.v1.CardService", "FindCard"),
     ("pinseal.v1.ControlService", "OpenControl"),
+    ("pinseal.v1.EdgeService", "ExchangeCalls"),
     ("pinseal.v1.EventService", "FollowEvents"),
     ("pinseal.v1.KeyService", "ListKeys"),
     ("pinseal.v1.PinService", "SetPin"),

@@ -69,6 +69,7 @@ const ROLES: [(&str, &[&str]); 9] = [
             "PinService/ChangePin",
             "AuditService/RecordRejectedCredentials",
             "AuditService/RecordClientDenial",
+            "EdgeService/ExchangeCalls",
         ],
     ),
     (
@@ -79,6 +80,7 @@ const ROLES: [(&str, &[&str]); 9] = [
             "PinService/ViewPin",
             "AuditService/RecordRejectedCredentials",
             "AuditService/RecordClientDenial",
+            "EdgeService/ExchangeCalls",
         ],
     ),
     (
@@ -115,11 +117,17 @@ const ROLES: [(&str, &[&str]); 9] = [
             "BulkService/SetPins",
             "AuditService/RecordRejectedCredentials",
             "AuditService/RecordClientDenial",
+            "EdgeService/ExchangeCalls",
         ],
     ),
     (
         "zone-get",
-        &["PinService/GetPinByZone", "AuditService/RecordRejectedCredentials", "AuditService/RecordClientDenial"],
+        &[
+            "PinService/GetPinByZone",
+            "AuditService/RecordRejectedCredentials",
+            "AuditService/RecordClientDenial",
+            "EdgeService/ExchangeCalls",
+        ],
     ),
     ("custodian", &["KeyService/ListKeys", "KeyService/CountRecords"]),
     ("auditor", &["AuditService/ExportAudit", "AuditService/GetCheckpoint"]),

@@ -247,6 +247,7 @@ enums! {
         FollowEvents,
         RecordClientDenial,
         StartPage,
+        ExchangeCalls,
     }
     denial_message, read_denial: CallDenial as CallDenial {
         NoCertificate,

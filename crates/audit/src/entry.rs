@@ -417,6 +417,8 @@ coded! {
         RecordClientDenial = 28,
         /// The method `pinseal.v1.ControlService/StartPage`.
         StartPage = 29,
+        /// The method `pinseal.v1.EdgeService/ExchangeCalls`.
+        ExchangeCalls = 30,
     }
 }
 

@@ -31,6 +31,9 @@ pub const BODY_BYTES_MAX: usize = 16 * 1024;
 /// The most bytes of a gRPC request that the engine decodes.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
 
+/// The most bytes of a message with the calls of an edge that the engine decodes.
+pub const EXCHANGE_BYTES_MAX: usize = 256 * 1024;
+
 /// The most bytes that all fields of one request of the edge take, whatever the client sends.
 const FIELD_BYTES_MAX: usize = TENANT_BYTES_MAX
     + AUDIT_USER_CHARACTERS_MAX * char::MAX.len_utf8()

@@ -230,7 +230,10 @@ impl HttpBody for ResponseBody {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, ready};
+    use std::{
+        future::{pending, ready},
+        sync::Arc,
+    };
 
     use http::Extensions;
     use http_body_util::{BodyExt, Full, StreamBody};
@@ -304,7 +307,11 @@ mod tests {
         ] {
             let mut call = request(Some("application/grpc"), asked, Vec::new());
             call.extensions_mut().extend(age.into_iter().fold(Extensions::new(), |mut to, age| {
-                to.insert(StreamsEnd { at: Instant::now() + age, hold: ConnectionHold::default() });
+                to.insert(StreamsEnd {
+                    at: Instant::now() + age,
+                    hold: ConnectionHold::default(),
+                    exchange: Arc::new(tokio::sync::Semaphore::new(1)),
+                });
                 to
             }));
             let answer = CallRules::new(streams, LONG, Streams::Responses).oneshot(call).await.unwrap();

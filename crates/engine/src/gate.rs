@@ -193,10 +193,16 @@ impl Gate {
         Guarded { service, gate: self.clone() }
     }
 
-    fn admit<B>(&self, request: &Request<B>) -> Result<Call, NotAdmitted> {
-        let access = access_to(request.uri().path()).ok_or(NotAdmitted::UnknownMethod)?;
-        let id = request_id(request.headers());
-        let admitted = self.peers.admit(request.extensions(), access.rights).and_then(|peer| access.covers(peer));
+    /// Admits a call of the method with this path, by the extensions of its connection.
+    fn admit(
+        &self,
+        path: &str,
+        id: Result<RequestId, RequestIdError>,
+        connection: &Extensions,
+        deadline: Option<Deadline>,
+    ) -> Result<Call, NotAdmitted> {
+        let access = access_to(path).ok_or(NotAdmitted::UnknownMethod)?;
+        let admitted = self.peers.admit(connection, access.rights).and_then(|peer| access.covers(peer));
         // The right comes first: a peer without the right learns nothing about the format of a request.
         match (admitted, id) {
             (Err(forbidden), id) => {
@@ -204,10 +210,33 @@ impl Gate {
                 Err(NotAdmitted::Denied(Denial { id, access, forbidden, tenant: None }))
             }
             (Ok(_), Err(error)) => Err(NotAdmitted::RequestId(error)),
-            (Ok(peer), Ok(id)) => {
-                let deadline = request.extensions().get().and_then(|AskedDeadline(deadline)| *deadline);
-                Ok(Call { id, peer, access, deadline, gate: self.clone() })
-            }
+            (Ok(peer), Ok(id)) => Ok(Call { id, peer, access, deadline, gate: self.clone() }),
+        }
+    }
+
+    /// Admits a call of a stream that carries calls of several methods, by the extensions of the stream's connection.
+    ///
+    /// # Errors
+    /// The status of a denied call, which is logged and audited.
+    pub(super) async fn admit_in_stream(
+        &self,
+        path: &str,
+        id: RequestId,
+        connection: &Extensions,
+        deadline: Option<Deadline>,
+    ) -> Result<Call, Status> {
+        match self.admit(path, Ok(id), connection, deadline) {
+            Ok(call) => Ok(call),
+            Err(refused) => Err(self.refuse(refused).await),
+        }
+    }
+
+    /// The status of a call that is not admitted. A denial is logged and audited.
+    async fn refuse(&self, refused: NotAdmitted) -> Status {
+        match refused {
+            NotAdmitted::UnknownMethod => wire::unknown_method(),
+            NotAdmitted::RequestId(error) => wire::request_id(&error),
+            NotAdmitted::Denied(denial) => self.deny(denial).await,
         }
     }
 
@@ -346,21 +375,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match self.gate.admit(&request) {
+        let id = request_id(request.headers());
+        let deadline = request.extensions().get().and_then(|AskedDeadline(deadline)| *deadline);
+        match self.gate.admit(request.uri().path(), id, request.extensions(), deadline) {
             Ok(call) => {
                 request.extensions_mut().insert(call);
                 self.service.call(request)
             }
             Err(refused) => {
                 let gate = self.gate.clone();
-                Box::pin(async move {
-                    let status = match refused {
-                        NotAdmitted::UnknownMethod => wire::unknown_method(),
-                        NotAdmitted::RequestId(error) => wire::request_id(&error),
-                        NotAdmitted::Denied(denial) => gate.deny(denial).await,
-                    };
-                    Ok(status.into_http())
-                })
+                Box::pin(async move { Ok(gate.refuse(refused).await.into_http()) })
             }
         }
     }

@@ -15,6 +15,7 @@ mod call_limits;
 mod call_rules;
 mod checkpoints;
 pub mod command;
+mod edge_service;
 mod engine_config;
 mod event_service;
 mod gate;
@@ -52,6 +53,7 @@ use self::{
     call_limits::CallAdmission,
     call_rules::{CallRules, Streams},
     checkpoints::Checkpoints,
+    edge_service::EdgeServices,
     gate::Gate,
     health::PeerHealth,
     key_service::KeyServices,
@@ -71,7 +73,7 @@ pub use self::{
 use crate::pin::Pins;
 use crate::rotation::Progress;
 use audit::{card_reference::CardReferenceKey, chain::Checkpoint, entry::Body};
-use domain::limits::REQUEST_BYTES_MAX;
+use domain::limits::{EXCHANGE_BYTES_MAX, REQUEST_BYTES_MAX};
 use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
 use hsm_protocol::UnavailableReason;
 use net::metrics_server::{MetricsError, MetricsServer};
@@ -79,8 +81,8 @@ use net::tls::{self, ListenError, ServerTls, TlsError};
 use proto::{
     self, audit_service_server::AuditServiceServer, bulk_service_server::BulkServiceServer,
     card_service_server::CardServiceServer, control_service_server::ControlServiceServer,
-    event_service_server::EventServiceServer, key_service_server::KeyServiceServer,
-    pin_service_server::PinServiceServer,
+    edge_service_server::EdgeServiceServer, event_service_server::EventServiceServer,
+    key_service_server::KeyServiceServer, pin_service_server::PinServiceServer,
 };
 use store::{StorageKeyError, Store, StoreError, StoreFailure, StoreState};
 
@@ -237,7 +239,8 @@ impl Engine {
             let store = Arc::clone(&store);
             let services = Services::new(pins, store, gate.clone(), streaming, follows, newest_checkpoint, mgf1_sha1);
             let routes = Routes::new(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
-            with_services(routes, &gate, &services, &keys, call_timeout)
+            let edges = EdgeServices::new(services.clone(), call_timeout, config.calls_per_connection_max);
+            with_services(routes, &gate, &services, &edges, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))
                 .add_service(CallRules::new(reflection_before.clone(), call_timeout, Streams::Both))
         })?;
@@ -432,8 +435,9 @@ pub enum ReloadError {
 }
 
 /// The services that need the boundary. The empty name is the engine as a whole (gRPC health checking protocol).
-const BY_BOUNDARY: [&str; 5] = [
+const BY_BOUNDARY: [&str; 6] = [
     "",
+    EdgeServiceServer::<EdgeServices>::NAME,
     ControlServiceServer::<Services>::NAME,
     PinServiceServer::<Services>::NAME,
     BulkServiceServer::<Services>::NAME,
@@ -529,12 +533,16 @@ fn with_services(
     routes: Routes,
     gate: &Gate,
     services: &Services,
+    edges: &EdgeServices,
     keys: &KeyServices,
     call_timeout: Duration,
 ) -> Routes {
     macro_rules! served {
-        ($server:ident, $service:expr, $streams:ident) => {{
-            let server = $server::new($service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+        ($server:ident, $service:expr, $streams:ident) => {
+            served!($server, $service, $streams, REQUEST_BYTES_MAX)
+        };
+        ($server:ident, $service:expr, $streams:ident, $bytes_max:expr) => {{
+            let server = $server::new($service.clone()).max_decoding_message_size($bytes_max);
             CallRules::new(gate.guard(server), call_timeout, Streams::$streams)
         }};
     }
@@ -544,6 +552,7 @@ fn with_services(
         .add_service(served!(BulkServiceServer, services, Both))
         .add_service(served!(CardServiceServer, services, None))
         .add_service(served!(AuditServiceServer, services, Responses))
+        .add_service(served!(EdgeServiceServer, edges, Both, EXCHANGE_BYTES_MAX))
         .add_service(served!(EventServiceServer, services, Responses))
         .add_service(served!(KeyServiceServer, keys, Responses))
 }

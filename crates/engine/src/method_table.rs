@@ -42,7 +42,7 @@ pub(super) enum CoveredTenants {
 const RIGHTS_OF_EDGES: &[Right] = &[Right::SetPins, Right::ViewPins, Right::SetPinsByZone, Right::GetPinsByZone];
 
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 29] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 30] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -92,6 +92,8 @@ pub(super) static METHOD_TABLE: [MethodAccess; 29] = {
             OfCaller,
         ),
         row("/pinseal.v1.AuditService/RecordClientDenial", Method::RecordClientDenial, RIGHTS_OF_EDGES, Named),
+        // Each call of the stream is admitted by the row of its method.
+        row("/pinseal.v1.EdgeService/ExchangeCalls", Method::ExchangeCalls, RIGHTS_OF_EDGES, Named),
         row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, &[Right::Keys], All),
         row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, &[Right::Rotation], All),
         row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),

@@ -11,7 +11,7 @@ use hyper_util::{
 use thiserror::Error;
 use tokio::{
     io::AsyncReadExt,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -62,13 +62,28 @@ pub struct ServingSettings {
 pub(super) struct StreamsEnd {
     pub(super) at: Instant,
     pub(super) hold: ConnectionHold,
+    /// The place of the one stream of calls that a connection may have at a time: more streams would multiply
+    /// `calls_per_connection_max`.
+    pub(super) exchange: Arc<Semaphore>,
 }
 
 /// A connection is not aborted while a call has this. A response with this in its extensions does not end at the age of its
 /// connection: the call must end by itself, even if its client does not read.
 #[derive(Clone, Default)]
 pub(super) struct ConnectionHold {
-    _counted: Option<watch::Receiver<()>>,
+    /// Whether the connection drains. `None` without a connection.
+    drains: Option<watch::Receiver<bool>>,
+}
+
+impl ConnectionHold {
+    /// Returns once the connection drains: at its age, or when the server stops. Its client has GOAWAY or gets it.
+    pub(super) async fn until_drained(&mut self) {
+        match &mut self.drains {
+            // The connection has ended where its sender is dropped.
+            Some(drains) => drop(drains.wait_for(|drains| *drains).await),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// A running gRPC server.
@@ -179,12 +194,13 @@ async fn serve_connection(
     // A call that begins last has its whole time.
     let streams_end = Instant::now() + age + settings.call_timeout;
     let peer = stream.connect_info();
-    let holds = Arc::new(watch::Sender::new(()));
+    let holds = Arc::new(watch::Sender::new(false));
+    let exchange = Arc::new(Semaphore::new(1));
     let held = Arc::clone(&holds);
     let service = MapRequest::new(routes, move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let hold = ConnectionHold { _counted: Some(held.subscribe()) };
-        request.extensions_mut().insert(StreamsEnd { at: streams_end, hold });
+        let hold = ConnectionHold { drains: Some(held.subscribe()) };
+        request.extensions_mut().insert(StreamsEnd { at: streams_end, hold, exchange: Arc::clone(&exchange) });
         request.map(Body::new)
     });
     let mut http2 = http2::Builder::new(TokioExecutor::new());
@@ -202,6 +218,7 @@ async fn serve_connection(
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
         connection.as_mut().graceful_shutdown();
+        holds.send_replace(true);
         let drained = async {
             sleep_until(streams_end).await;
             holds.closed().await;
@@ -261,7 +278,7 @@ mod tests {
         }
 
         fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-            let StreamsEnd { at, hold } = request.extensions().get::<StreamsEnd>().unwrap().clone();
+            let StreamsEnd { at, hold, .. } = request.extensions().get::<StreamsEnd>().unwrap().clone();
             let of_task = hold.clone();
             let (frames, stream) = mpsc::channel(1);
             tokio::spawn(async move {

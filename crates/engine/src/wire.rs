@@ -17,6 +17,7 @@ use audit::entry::Method;
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, PageClient, PageId, Scope, Thumbprint};
+use domain::limits::REQUEST_BYTES_MAX;
 use domain::request_id::{RequestId, RequestIdError};
 use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
@@ -376,6 +377,36 @@ pub(super) fn message_count() -> Status {
 /// The engine stops while a call streams.
 pub(super) fn engine_stops() -> Status {
     status(Code::Unavailable, Reason::EngineStops, &"the engine stops: repeat the call when it has started")
+}
+
+/// A call of a stream is too long. The code is that of tonic for a message that is too long.
+pub(super) fn call_length() -> Status {
+    Status::out_of_range(format!("a call has at most {REQUEST_BYTES_MAX} bytes: send a shorter one"))
+}
+
+/// A call panicked. The panic hook has written the place to standard error.
+pub(super) fn call_panicked() -> Status {
+    Status::internal("the engine failed: see its log")
+}
+
+/// The error of a call of a stream.
+pub(super) fn call_error(status: &Status) -> proto::CallError {
+    proto::CallError {
+        code_number: status.code().into(),
+        message: status.message().to_owned(),
+        details: status.details().to_vec(),
+    }
+}
+
+/// Converts the id of a request.
+pub(super) fn request_id_bytes(bytes: &[u8]) -> Result<RequestId, Status> {
+    let id = bytes.try_into().map(RequestId::from_bytes);
+    id.map_err(|_| invalid(Reason::RequestIdInvalid, &"request_id is 16 bytes"))
+}
+
+/// A call of a stream does not follow the call before it.
+pub(super) fn call_number() -> Status {
+    invalid(Reason::ItemNumber, &"the sequence of a call is above that of the call before, and above 0")
 }
 
 /// The engine, or the caller, has reached the limit of streams at a time.
