@@ -24,7 +24,7 @@ use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::api_error;
-use net::{EngineAddress, EngineChannel, EngineEndpoint, EngineState};
+use net::{EngineAddress, EngineChannel, EngineEndpoint, EngineState, Engines};
 
 /// The interval between the health checks of an engine.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -113,8 +113,8 @@ struct CheckHistory {
 impl EnginesHealth {
     /// The health of the engines at these addresses, which are those of `engines` in the same order, each with a channel for
     /// the checks.
-    pub(crate) fn new(addresses: Vec<(EngineAddress, Channel)>, engines: &EngineChannel) -> Self {
-        let engines = addresses.into_iter().zip(engines.engines());
+    pub(crate) fn new(addresses: Vec<(EngineAddress, Channel)>, engines: &Engines) -> Self {
+        let engines = addresses.into_iter().zip(engines.endpoints());
         let health = engines.map(|((address, channel), endpoint)| EngineHealth {
             address,
             endpoint: Arc::clone(endpoint),
@@ -253,13 +253,13 @@ mod tests {
 
     use super::*;
 
-    /// The health of engines at ports on which no process listens, and the channel over them.
-    fn away<const N: usize>() -> (EnginesHealth, EngineChannel) {
+    /// The health of engines at ports on which no process listens, and the engines.
+    fn away<const N: usize>() -> (EnginesHealth, Engines) {
         let addresses = std::array::from_fn::<EngineAddress, N, _>(|engine| {
             format!("http://127.0.0.1:{}", engine + 1).parse().unwrap()
         });
         let channel_to = |address: &EngineAddress| channel(address, None).unwrap();
-        let engines = EngineChannel::over(addresses.iter().map(channel_to));
+        let engines = Engines::new(N);
         (EnginesHealth::new(addresses.iter().map(|it| (it.clone(), channel_to(it))).collect(), &engines), engines)
     }
 
@@ -299,7 +299,7 @@ mod tests {
     async fn a_check_of_a_host_that_sends_nothing_is_missed() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: EngineAddress = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let engines = EngineChannel::from(channel(&address, None).unwrap());
+        let engines = Engines::new(1);
         let health = EnginesHealth::new(vec![(address.clone(), channel(&address, None).unwrap())], &engines);
         let reason = health.0[0].serves(WHOLE_ENGINE).await.unwrap_err();
         assert!(matches!(reason, NotReady::ConnectTimeout { .. }), "{reason}");
@@ -308,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn the_metric_has_each_engine() {
         let (health, engines) = away::<2>();
-        engines.engines()[0].set_state(EngineState::Usable);
+        engines.endpoints()[0].set_state(EngineState::Usable);
         let mut registry = Registry::with_prefix("pinseal_edge");
         health.register(&mut registry);
         let text = exposition(&registry).unwrap();

@@ -15,6 +15,7 @@ pub mod command;
 mod contract;
 mod device_key;
 mod edge_config;
+mod engine_exchange;
 mod engine_health;
 mod http_rules;
 mod metrics;
@@ -48,19 +49,16 @@ pub use self::{
 };
 use auth::Clients;
 use config::ConfigError;
-use domain::limits::REQUEST_BYTES_MAX;
+use engine_exchange::EngineExchange;
 use engine_health::EnginesHealth;
 use net::{
-    ConnectionTable, EngineAddress, EngineChannel,
+    CallStreams, ConnectionTable, EngineAddress, EngineChannel, Engines,
     connect::EngineConnector,
     metrics_server::{MetricsError, MetricsServer},
     serving_threads::{accept, cores_of, spawn},
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
-use proto::{
-    audit_service_client::AuditServiceClient, control_service_client::ControlServiceClient,
-    pin_service_client::PinServiceClient,
-};
+use proto::audit_service_client::AuditServiceClient;
 use route::{Documents, EdgeState, SharedState};
 use security_headers::SecurityHeaders;
 
@@ -85,20 +83,22 @@ pub struct Settings {
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_800);
 
 /// The engines of an edge: what its threads share.
-pub(crate) struct Engines {
+pub(crate) struct SharedEngines {
     connectors: Vec<EngineConnector>,
+    engines: Engines,
+    /// For reports: calls of their own, on connections of the runtime that starts the edge.
     channel: EngineChannel,
     health: EnginesHealth,
 }
 
-/// The gRPC clients of the engines on one thread.
+/// The client of the engines on one thread: one connection to each engine, with a stream that carries the calls of the routes
+/// ([`EngineCall`](engine_exchange::EngineCall)).
 #[derive(Clone)]
 pub(crate) struct EngineClient {
-    controls: ControlServiceClient<EngineChannel>,
-    pins: PinServiceClient<EngineChannel>,
+    calls: CallStreams<EngineExchange>,
 }
 
-impl Engines {
+impl SharedEngines {
     /// The engines at these addresses. The health checks of each engine, and the reports to it, have connections on the runtime
     /// of the caller.
     ///
@@ -110,19 +110,17 @@ impl Engines {
             Ok(if addresses.len() == 1 { connector } else { connector.within(CONNECT_TIME_MAX) })
         };
         let connectors = addresses.iter().map(connector).collect::<Result<Vec<_>, TlsError>>()?;
-        let channel = EngineChannel::over(connectors.iter().map(EngineConnector::channel));
+        let engines = Engines::new(connectors.len());
+        let channel = EngineChannel::to(engines.clone(), connectors.iter().map(EngineConnector::channel));
         let checked = addresses.iter().cloned().zip(connectors.iter().map(EngineConnector::channel));
-        let health = EnginesHealth::new(checked.collect(), &channel);
-        Ok(Self { connectors, channel, health })
+        let health = EnginesHealth::new(checked.collect(), &engines);
+        Ok(Self { connectors, engines, channel, health })
     }
 
-    /// The clients of a thread, with a connection to each engine on the runtime of the caller.
+    /// The client of a thread. Its connections are on the runtime of the first call.
     fn client(&self) -> EngineClient {
-        let channel = self.channel.beside(self.connectors.iter().map(EngineConnector::channel));
-        EngineClient {
-            controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
-            pins: PinServiceClient::new(channel).max_encoding_message_size(REQUEST_BYTES_MAX),
-        }
+        let exchanges = self.connectors.iter().map(|connector| EngineExchange::new(connector.channel()));
+        EngineClient { calls: CallStreams::new(self.engines.clone(), exchanges) }
     }
 
     /// The client of reports to the engines.
@@ -189,7 +187,7 @@ impl Edge {
         let (address, docs_address) = (address_of(&listener)?, docs.as_ref().map(address_of).transpose()?);
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
-        let engines = Engines::new(&config.engine_addresses, engine_tls.as_ref())?;
+        let engines = SharedEngines::new(&config.engine_addresses, engine_tls.as_ref())?;
 
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);

@@ -32,13 +32,14 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use self::web_view_routes::AUDIT_USER_BASE;
 use super::{
-    EngineClient, Engines, Settings,
+    EngineClient, Settings, SharedEngines,
     api_error::{ApiError, ErrorBody, ErrorProfile, Rejection},
     auth::{Authenticated, Client, Clients, GrantedUse, ZoneGrant, authenticate},
     body::{
         self, ControlScope, DeviceKeyRequest, PageStarted, PinControl, PinControlRequest, PinSet, SetPinByZoneRequest,
         SetPinRequest, Tzpk, ViewedPin, ZonePin,
     },
+    engine_exchange::{self, EngineCall},
     http_rules::{check_body_type, check_head, waits_for_continue},
     metrics::{Limit, RefusedRequests},
     mistake::Mistake,
@@ -189,7 +190,7 @@ pub(super) struct EdgeState {
 pub(super) struct SharedState {
     settings: Settings,
     clients: Clients,
-    engines: Engines,
+    engines: SharedEngines,
     admission: RequestAdmission,
     refused: RefusedRequests,
     exchanges: ExchangeAdmission,
@@ -267,19 +268,16 @@ async fn open_control(
         let plastic_id = plastic_id(plastic)?;
         let body: PinControlRequest = body::parse(&request.body)?;
         let urls = edge.shared.settings.web_view.as_ref().and_then(|web_view| web_view.urls_of(&request.client));
-        let request = edge.engine_request(
-            request.id,
-            proto::OpenControlRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                plastic_id,
-                scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
-                device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
-                // Only a client with a page has addresses of one.
-                page_client: urls.as_ref().map(|_| request.client).unwrap_or_default(),
-            },
-        );
-        let opened = edge.engine.controls.clone().open_control(request).await?.into_inner();
+        let call = proto::OpenControlRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
+            plastic_id,
+            scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
+            device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
+            // Only a client with a page has addresses of one.
+            page_client: urls.as_ref().map(|_| request.client).unwrap_or_default(),
+        };
+        let opened = edge.call(request.id, call).await?;
         let (pin_url, pin_frame_url) = urls.map(|urls| (urls.pin_url, urls.pin_frame_url)).unzip();
         Ok((StatusCode::CREATED, PinControl { id: opened.control_id, pin_url, pin_frame_url }))
     };
@@ -408,16 +406,13 @@ async fn set_pin_by_zone(
             format: proto::ZoneFormat::Unspecified.into(),
             pin_block: body::zone_pin_block(body.pin_block)?,
         };
-        let request = edge.engine_request(
-            request.id,
-            proto::SetPinByZoneRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                plastic_id: plastic_id(plastic)?,
-                zone_block: Some(block),
-            },
-        );
-        edge.engine.pins.clone().set_pin_by_zone(request).await.map_err(zone_rejection)?;
+        let call = proto::SetPinByZoneRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
+            plastic_id: plastic_id(plastic)?,
+            zone_block: Some(block),
+        };
+        edge.call(request.id, call).await.map_err(zone_rejection)?;
         Ok((StatusCode::OK, PinSet {}))
     };
     edge.answer("v2", request, work).await
@@ -465,17 +460,14 @@ async fn get_pin_by_zone(
         })?;
         let index = body::zpk_index(&index.unwrap_or_default())?;
         edge.admit_zone_use(&request, index, GrantedUse::GetPin)?;
-        let request = edge.engine_request(
-            request.id,
-            proto::GetPinByZoneRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                plastic_id: plastic_id(plastic)?,
-                zone_key: Some(zone_key(index)),
-            },
-        );
-        let given = edge.engine.pins.clone().get_pin_by_zone(request).await.map_err(zone_rejection)?;
-        Ok((StatusCode::OK, ZonePin { pin_block: body::hex(&given.into_inner().pin_block) }))
+        let call = proto::GetPinByZoneRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
+            plastic_id: plastic_id(plastic)?,
+            zone_key: Some(zone_key(index)),
+        };
+        let given = edge.call(request.id, call).await.map_err(zone_rejection)?;
+        Ok((StatusCode::OK, ZonePin { pin_block: body::hex(&given.pin_block) }))
     };
     edge.answer("v2", request, work).await
 }
@@ -504,7 +496,12 @@ fn zone_rejection(status: Status) -> Rejection {
 }
 
 impl SharedState {
-    pub(super) fn new(settings: Settings, clients: Clients, engines: Engines, refused: RefusedRequests) -> Arc<Self> {
+    pub(super) fn new(
+        settings: Settings,
+        clients: Clients,
+        engines: SharedEngines,
+        refused: RefusedRequests,
+    ) -> Arc<Self> {
         let failed_exchanges_max =
             settings.web_view.as_ref().map_or(0, |web_view| web_view.failed_exchanges_per_address_max);
         Arc::new(Self {
@@ -694,8 +691,13 @@ impl EdgeState {
         }
     }
 
-    /// A gRPC request with the id of the HTTP request, which the engine logs and audits, and with a deadline: the engine drops
-    /// the request after the client has its answer.
+    /// Calls an engine with the id of the HTTP request, which the engine logs and audits, and with a deadline: the engine drops
+    /// the call after the client has its answer.
+    async fn call<C: EngineCall>(&self, id: RequestId, call: C) -> Result<C::Response, Status> {
+        engine_exchange::call(&self.engine.calls, id, call, self.shared.settings.request_timeout).await
+    }
+
+    /// A gRPC request with the id of the HTTP request, and with a deadline.
     fn engine_request<T>(&self, id: RequestId, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         if let Ok(id) = id.to_string().parse() {
@@ -907,7 +909,7 @@ mod tests {
         let away = "127.0.0.1:1".parse().unwrap();
         let config = EdgeConfig::embedded(away, away).unwrap();
         let config = config.with_page(PUBLIC_URL, "bank", "https://bank.test").unwrap();
-        let engines = Engines::new(&config.engine_addresses, None).unwrap();
+        let engines = SharedEngines::new(&config.engine_addresses, None).unwrap();
         let mut settings = config.settings;
         let clients = Clients::new(std::mem::take(&mut settings.clients));
         EdgeState::of_thread(SharedState::new(settings, clients, engines, RefusedRequests::default()))

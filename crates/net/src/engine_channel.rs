@@ -3,27 +3,19 @@
 use std::{
     error::Error,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use h2::Reason;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use thiserror::Error;
 use tonic::{ConnectError, body::Body, transport::Channel};
 use tower::{Service, ServiceExt};
 
-/// How often a call is sent at most. With one engine the second connection is new, so a third is needed only if an engine
-/// refuses streams. An engine to which no connection could be opened does not count.
-const SENDS_MAX: u32 = 3;
+use crate::engines::{Engines, NoEngineAnswers, NotCarriedOut};
 
 /// A channel for calls with one request message, over one engine or several that share a store. Each call goes to the usable
-/// engine with the fewest calls in flight; the clones of a channel, and the channels [beside](EngineChannel::beside) it, count
-/// together.
+/// engine with the fewest calls in flight; the clones of a channel count together.
 ///
 /// A call is sent again, to another engine if there is one, only if HTTP/2 guarantees that the first engine did not process it
 /// (RFC 9113, 6.8 and 8.7), or if no connection to that engine could be opened. An engine closes each connection at its maximum
@@ -31,78 +23,9 @@ const SENDS_MAX: u32 = 3;
 /// have had an effect, and its error goes to the caller, also where the error is UNAVAILABLE.
 #[derive(Clone)]
 pub struct EngineChannel {
-    engines: Arc<[Arc<EngineEndpoint>]>,
-    /// The number of calls: where the search for an engine begins, so that engines with equally many calls take turns.
-    rotation: Arc<AtomicUsize>,
-}
-
-/// One engine of an [`EngineChannel`].
-pub struct EngineEndpoint {
-    channel: Channel,
-    load: Arc<EngineLoad>,
-}
-
-/// What all channels to one engine share.
-struct EngineLoad {
-    state: AtomicU8,
-    calls: AtomicUsize,
-}
-
-/// Which calls an engine gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum EngineState {
-    /// The engine gets its share of the calls.
-    Usable,
-    /// The engine gets a call only while no engine is usable. The state at the start, before the engine has answered.
-    #[default]
-    LastResort,
-    /// The engine does not answer and gets no call: a call would wait until its deadline.
-    Silent,
-}
-
-/// No engine has answered its health checks, so the call was not sent.
-#[derive(Clone, Copy, Debug, Error)]
-#[error("no engine answers its health checks, and the call was not sent: check that an engine runs and is reachable")]
-pub struct NoEngineAnswers;
-
-/// A call in flight at an engine.
-struct CallInFlight(Arc<EngineEndpoint>);
-
-impl EngineEndpoint {
-    fn new(channel: Channel) -> Self {
-        let load = EngineLoad { state: AtomicU8::new(EngineState::default() as u8), calls: AtomicUsize::new(0) };
-        Self { channel, load: Arc::new(load) }
-    }
-
-    /// The state that was set last.
-    pub fn state(&self) -> EngineState {
-        EngineState::from_byte(self.load.state.load(Ordering::Relaxed))
-    }
-
-    /// Sets the state for the calls that begin from now on. Returns the state before.
-    pub fn set_state(&self, state: EngineState) -> EngineState {
-        EngineState::from_byte(self.load.state.swap(state as u8, Ordering::Relaxed))
-    }
-}
-
-impl EngineState {
-    fn from_byte(byte: u8) -> Self {
-        [Self::Usable, Self::LastResort].into_iter().find(|state| *state as u8 == byte).unwrap_or(Self::Silent)
-    }
-}
-
-impl CallInFlight {
-    fn begin(engine: &Arc<EngineEndpoint>) -> Self {
-        engine.load.calls.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(engine))
-    }
-}
-
-impl Drop for CallInFlight {
-    fn drop(&mut self) {
-        self.0.load.calls.fetch_sub(1, Ordering::Relaxed);
-    }
+    engines: Engines,
+    /// The channel to each engine, in the order of [`Engines::endpoints`].
+    channels: Arc<[Channel]>,
 }
 
 impl From<Channel> for EngineChannel {
@@ -114,72 +37,43 @@ impl From<Channel> for EngineChannel {
 impl EngineChannel {
     /// A channel over the engines at the other ends of these channels.
     pub fn over(channels: impl IntoIterator<Item = Channel>) -> Self {
-        let engines = channels.into_iter().map(|channel| Arc::new(EngineEndpoint::new(channel)));
-        Self { engines: engines.collect(), rotation: Arc::default() }
+        let channels: Arc<[_]> = channels.into_iter().collect();
+        Self { engines: Engines::new(channels.len()), channels }
     }
 
-    /// A channel over other connections to the same engines, in the same order. The two channels share the states of the
-    /// engines and count their calls together.
-    #[must_use]
-    pub fn beside(&self, channels: impl IntoIterator<Item = Channel>) -> Self {
-        let beside = |(engine, channel): (&Arc<EngineEndpoint>, Channel)| {
-            Arc::new(EngineEndpoint { channel, load: Arc::clone(&engine.load) })
-        };
-        Self { engines: self.engines.iter().zip(channels).map(beside).collect(), rotation: Arc::clone(&self.rotation) }
+    /// A channel over engines that other clients call too: each has a channel of its own, in the order of
+    /// [`Engines::endpoints`].
+    pub fn to(engines: Engines, channels: impl IntoIterator<Item = Channel>) -> Self {
+        Self { engines, channels: channels.into_iter().collect() }
     }
 
     /// The engines, in the order of [`EngineChannel::over`].
-    pub fn engines(&self) -> &[Arc<EngineEndpoint>] {
+    pub fn engines(&self) -> &Engines {
         &self.engines
-    }
-
-    /// The engine for a call, but none of these. `None` if every other engine is silent.
-    fn select(&self, excluded: &[Arc<EngineEndpoint>]) -> Option<CallInFlight> {
-        let first = self.rotation.fetch_add(1, Ordering::Relaxed).checked_rem(self.engines.len())?;
-        let (before, from) = self.engines.split_at_checked(first)?;
-        let others = from.iter().chain(before).filter(|engine| !contains(excluded, engine));
-        let by_state = others.map(|engine| (engine.state(), engine)).filter(|(state, _)| *state != EngineState::Silent);
-        let (_, engine) =
-            by_state.min_by_key(|(state, engine)| (*state as u8, engine.load.calls.load(Ordering::Relaxed)))?;
-        Some(CallInFlight::begin(engine))
     }
 
     async fn send(self, request: Request<Body>) -> Result<Response<Body>, Box<dyn Error + Send + Sync>> {
         let (parts, body) = request.into_parts();
         let message = body.collect().await?.to_bytes();
-        // No allocation before a call fails.
-        let (mut unreachable, mut tried, mut sent) = (Vec::new(), Vec::new(), 0);
+        let mut attempts = self.engines.attempts();
         let mut failed: Option<tonic::transport::Error> = None;
         loop {
-            // An engine that did not process the call is asked again only if there is no other.
-            let Some(engine) = self.select(&tried).or_else(|| self.select(&unreachable)) else {
+            let next = attempts.next().and_then(|engine| Some((self.channels.get(engine.number)?.clone(), engine)));
+            let Some((mut channel, engine)) = next else {
                 return Err(failed.map_or_else(|| ConnectError(NoEngineAnswers.into()).into(), Into::into));
             };
             let request = Request::from_parts(parts.clone(), Body::new(Full::new(message.clone())));
-            let mut channel = engine.0.channel.clone();
             let error = match channel.ready().await?.call(request).await {
                 Err(error) => error,
                 Ok(answer) => return Ok(answer),
             };
-            if is_unreachable(&error) {
-                unreachable.push(Arc::clone(&engine.0));
-            } else if is_unprocessed(&error) {
-                sent += 1;
-                if sent >= SENDS_MAX {
-                    return Err(error.into());
-                }
-            } else {
+            if !NotCarriedOut::of(&error).is_some_and(|reason| attempts.may_repeat(&engine, reason)) {
                 return Err(error.into());
             }
             tracing::debug!(%error, "a call is sent again: the engine did not process it");
-            tried.push(Arc::clone(&engine.0));
             failed = Some(error);
         }
     }
-}
-
-fn contains(engines: &[Arc<EngineEndpoint>], engine: &Arc<EngineEndpoint>) -> bool {
-    engines.iter().any(|other| Arc::ptr_eq(other, engine))
 }
 
 impl Service<Request<Body>> for EngineChannel {
@@ -196,37 +90,17 @@ impl Service<Request<Body>> for EngineChannel {
     }
 }
 
-/// Whether no connection for the call could be opened.
-fn is_unreachable(error: &(dyn Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<ConnectError>())
-}
-
-/// Whether the engine did not process the call that failed with this error.
-fn is_unprocessed(error: &(dyn Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
-        if let Some(error) = error.downcast_ref::<hyper::Error>()
-            && error.is_canceled()
-        {
-            // hyper did not send the request: the connection ended while the request waited for its stream.
-            return true;
-        }
-        error.downcast_ref::<h2::Error>().is_some_and(|error| {
-            // A stream above the last one that the peer names in GOAWAY, or a stream that it refuses.
-            let goes_away = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
-            error.is_remote() && (goes_away || error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM))
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
     };
 
     use super::*;
-    use crate::connect::channel;
+    use crate::{EngineState, connect::channel};
 
     const PREFACE_BYTES: usize = 24;
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -420,7 +294,7 @@ mod tests {
         let ((first, first_connections), (other, other_connections)) =
             (engine(&LAST_ANSWER).await, engine(&LAST_ANSWER).await);
         let channel = EngineChannel::over([first, other]);
-        let [of_first, of_other] = channel.engines() else { panic!("two engines") };
+        let [of_first, of_other] = channel.engines().endpoints() else { panic!("two engines") };
         for engine in [of_first, of_other] {
             // An engine that was not checked yet gets no call beside a usable one.
             assert_eq!(engine.set_state(EngineState::Usable), EngineState::LastResort);
@@ -443,31 +317,5 @@ mod tests {
         let refused = channel.clone().call(Request::new(Body::empty())).await.unwrap_err();
         let status = tonic::Status::from_error(refused);
         assert_eq!(status.code(), tonic::Code::Unavailable);
-    }
-
-    #[tokio::test]
-    async fn engines_with_equally_many_calls_take_turns() {
-        let channel = EngineChannel::over([unreachable().await, unreachable().await, unreachable().await]);
-        let calls =
-            || channel.engines().iter().map(|engine| engine.load.calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        let mut in_flight: Vec<_> = (0..6).map(|_| channel.select(&[]).unwrap()).collect();
-        assert_eq!(calls(), [2, 2, 2]);
-        in_flight.retain(|call| !Arc::ptr_eq(&call.0, &channel.engines()[1]));
-        let next: Vec<_> = (0..2).map(|_| channel.select(&[]).unwrap()).collect();
-        assert!(next.iter().all(|call| Arc::ptr_eq(&call.0, &channel.engines()[1])));
-        drop((in_flight, next));
-        assert_eq!(calls(), [0, 0, 0]);
-    }
-
-    #[tokio::test]
-    async fn channels_beside_each_other_share_states_and_counts() {
-        let channel = EngineChannel::from(unreachable().await);
-        let beside = channel.beside([unreachable().await]);
-        let calls = [&channel, &beside].map(|channel| channel.select(&[]).unwrap());
-        assert_eq!(calls.each_ref().map(|call| call.0.load.calls.load(Ordering::Relaxed)), [2, 2]);
-        drop(calls);
-        assert_eq!(channel.engines()[0].load.calls.load(Ordering::Relaxed), 0);
-        channel.engines()[0].set_state(EngineState::Silent);
-        assert!(beside.select(&[]).is_none());
     }
 }

@@ -9,12 +9,14 @@
 //! # Ok::<(), config::ConfigError>(())
 //! ```
 
+mod call_streams;
 pub mod connect;
 mod connection_age;
 mod connection_table;
 pub mod cores;
 mod engine_address;
 mod engine_channel;
+mod engines;
 pub mod metrics_server;
 mod rate_limit;
 mod served_stream;
@@ -23,9 +25,11 @@ pub mod stop;
 pub mod tls;
 
 pub use self::{
+    call_streams::{CallExchange, CallStreams},
     connection_age::ConnectionAge,
     connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable},
     engine_address::{AddressError, EngineAddress},
-    engine_channel::{EngineChannel, EngineEndpoint, EngineState, NoEngineAnswers},
+    engine_channel::EngineChannel,
+    engines::{EngineEndpoint, EngineState, Engines, NoEngineAnswers},
     rate_limit::{RateExceeded, RateLimit},
 };

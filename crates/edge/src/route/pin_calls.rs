@@ -27,8 +27,7 @@ impl EdgeState {
             device_public_key: key.clone(),
             oaep_mgf1: oaep_mgf1.into(),
         };
-        let issued = self.engine.pins.clone().issue_tzpk(self.engine_request(request.id, call)).await;
-        let issued = issued.map_err(|status| device_key_rejection(status, &key))?.into_inner();
+        let issued = self.call(request.id, call).await.map_err(|status| device_key_rejection(status, &key))?;
         let check_value = request.wants_kcv.then(|| body::hex(&issued.kcv));
         Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.encrypted_tzpk), check_value }))
     }
@@ -45,7 +44,7 @@ impl EdgeState {
             control_id: control_of(request.page_control, body.control_id)?,
             pin_block: body::pin_block(body.pin_block)?,
         };
-        self.engine.pins.clone().set_pin(self.engine_request(request.id, call)).await?;
+        self.call(request.id, call).await?;
         Ok((StatusCode::OK, PinSet {}))
     }
 
@@ -65,8 +64,7 @@ impl EdgeState {
             device_public_key: key.clone(),
             oaep_mgf1: oaep_mgf1.into(),
         };
-        let shown = self.engine.pins.clone().view_pin(self.engine_request(request.id, call)).await;
-        let shown = shown.map_err(|status| device_key_rejection(status, &key))?.into_inner();
+        let shown = self.call(request.id, call).await.map_err(|status| device_key_rejection(status, &key))?;
         let check_value = request.wants_kcv.then(|| body::hex(&shown.kcv));
         let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
         Ok((StatusCode::OK, ViewedPin { tzpk, pin_block, check_value }))

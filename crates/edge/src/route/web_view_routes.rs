@@ -34,6 +34,7 @@ use crate::{
 use domain::{
     card::Tenant,
     control::{ControlId, PageId, RETRY_GRACE},
+    request_id::RequestId,
 };
 
 /// The auditUser of a page's calls is `web-view/KEY`. The audit chain knows these calls by it, so no other user begins so.
@@ -236,8 +237,8 @@ impl EdgeState {
                 page_client: page.client().to_owned(),
                 page_id: started_by.as_bytes().to_vec(),
             };
-            let (request, network) = (self.engine_request(log.id, request), network_of(parts));
-            let call = Arc::clone(self).start_page(page.key().into(), client.tenant(), network, id, request);
+            let of_page = (page.key().into(), client.tenant(), network_of(parts));
+            let call = Arc::clone(self).start_page(of_page, id, log.id, request);
             // A task: a browser that disconnects, as a page does after its timeout, must not hide whether its exchange failed.
             let started = tokio::spawn(call).await.map_err(|_| ApiError::UNEXPECTED)??;
             log.client = Some(page.client());
@@ -277,20 +278,18 @@ impl EdgeState {
     /// Starts the page with this key by a call of the engine, within the limits on exchanges.
     async fn start_page(
         self: Arc<Self>,
-        page: Box<str>,
-        tenant: Tenant,
-        network: IpAddr,
+        (page, tenant, network): (Box<str>, Tenant, IpAddr),
         control: ControlId,
-        request: tonic::Request<proto::StartPageRequest>,
+        id: RequestId,
+        request: proto::StartPageRequest,
     ) -> Result<proto::StartPageResponse, Rejection> {
         let begun = self.shared.exchanges.begin(&page, network);
         let exchange = begun.inspect_err(|_| self.shared.refused.count(Limit::Exchanges))?;
         let _place = self.shared.admission.admit_exchange(&page, tenant, control)?;
-        let mut controls = self.engine.controls.clone();
-        let Ok(answer) = timeout(self.shared.settings.request_timeout, controls.start_page(request)).await else {
+        let Ok(answer) = timeout(self.shared.settings.request_timeout, self.call(id, request)).await else {
             return Err(self.engine_timeout());
         };
-        let started = answer.map(tonic::Response::into_inner).map_err(Rejection::from);
+        let started = answer.map_err(Rejection::from);
         // An engine that is away, or a limit, must not use up the exchanges of a network.
         let is_guess =
             |refused: &Rejection| [ApiError::CONTROL_NOT_USABLE, ApiError::TENANT_MISMATCH].contains(&refused.error);
