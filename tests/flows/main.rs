@@ -18,6 +18,7 @@ mod client_certificate;
 mod connection_age;
 mod connections;
 mod device_over_tls;
+mod edge_streams;
 mod events;
 mod export_reconnects;
 mod fairness;
