@@ -94,6 +94,15 @@ impl Hsm {
             Some(workers) => workers.run(move |boundary| boundary.execute(&request)).await?,
         }
     }
+
+    /// Executes requests that arrived together on the caller's thread, and returns their replies in the same order: the software
+    /// token decrypts the blocks of devices as one batch.
+    ///
+    /// # Errors
+    /// The requests, none of them executed, where the token has worker threads: call [`Hsm::execute`] for each.
+    pub fn execute_together(&self, requests: Vec<Request>) -> Result<Vec<Result<Reply, Error>>, Vec<Request>> {
+        if self.workers.is_some() { Err(requests) } else { Ok(self.boundary.execute_together(&requests)) }
+    }
 }
 
 /// A hardened and self-tested process whose keys are not open yet.
@@ -479,13 +488,65 @@ mod tests {
             wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         let (account, sealed) = (&Account::PlasticId, &issued.sealed);
         let old_phone = phone.public.clone().with_mgf1(Mgf1Hash::Sha1);
+        let together = || {
+            let requests = (0..8).map(|_| set_pin(sealed, block, card())).collect();
+            hsm.execute_together(requests).is_ok_and(|replies| replies.iter().all(Result::is_ok))
+        };
+        // The first batch of a thread makes the memory of its batches on the stack, all zeros.
+        assert!(together());
         check_scrubbed(&[
             ("issue", &|| wait(hsm.issue(&phone.public, &binding())).is_ok()),
             ("issue with MGF1-SHA-1", &|| wait(hsm.issue(&old_phone, &binding())).is_ok()),
             ("device to record", &|| wait(hsm.device_to_record(sealed, &binding(), &block, account)).is_ok()),
             ("record to device", &|| wait(hsm.record_to_device(&record, card(), account, &phone.public)).is_ok()),
             ("re-encrypt", &|| wait(hsm.reencrypt(&record, card(), account)).is_ok()),
+            ("a batch", &together),
         ]);
+    }
+
+    /// The request to re-encrypt a device's block as a record.
+    fn set_pin(sealed: &SealedKey, block: EncryptedBlock, card: CardBinding) -> Request {
+        let sealed_tzpk = SealedKey::from_bytes(sealed.as_bytes()).unwrap();
+        let source = Source::Device { sealed_tzpk, control: CONTROL, block };
+        Request::Translate { source, target: Target::Record, card, account: Account::PlasticId }
+    }
+
+    /// Good blocks, malformed blocks, and blocks whose tzpk belongs to another card.
+    #[test]
+    fn requests_that_arrive_together_have_the_replies_of_single_ones() {
+        let (hsm, phone) = (Hsm::open(Config::default()).unwrap(), Phone::new());
+        let issued: Vec<_> = (0..5).map(|_| wait(hsm.issue(&phone.public, &binding())).unwrap()).collect();
+        for count in [1, 5, 40, 300] {
+            let clear = |number: u64| {
+                let digits = (number % 10) << 44 | (number / 10 % 10) << 40 | (number / 100) << 36;
+                if number % 7 == 3 { 0x2691_0005_AAAA_AAAA } else { 0x1691_0005_A3C9_0FE1 | digits }
+            };
+            let requests: Vec<Request> = (0..count)
+                .zip(issued.iter().cycle())
+                .map(|(number, issued)| {
+                    let card = if number % 11 == 5 { card_of("bank", "1000200031") } else { card() };
+                    set_pin(&issued.sealed, phone.block(issued, clear(number)), card)
+                })
+                .collect();
+            let Ok(replies) = hsm.execute_together(requests) else { panic!("the software token has no workers") };
+            assert_eq!(replies.len() as u64, count);
+            for (number, reply) in (0..count).zip(replies) {
+                match reply {
+                    Err(Error::SealBroken { .. }) => assert_eq!(number % 11, 5, "{number}"),
+                    Err(Error::Refused(_)) => assert_eq!(number % 7, 3, "{number}"),
+                    Ok(Reply::Record { record, retry_tag: Some(_) }) => {
+                        assert!(number % 11 != 5 && number % 7 != 3, "{number}");
+                        let shown = hsm.record_to_device(&record, card(), &Account::PlasticId, &phone.public);
+                        let shown = wait(shown).unwrap();
+                        let mut block = Block::zeroed();
+                        block.bytes_mut().copy_from_slice(shown.block.as_bytes());
+                        tzpk_decrypt(&phone.tzpk(&shown.wrapped), &mut block);
+                        assert_eq!(block.nibbles() >> 32, clear(number) >> 32, "{number}");
+                    }
+                    _ => panic!("the reply of another request"),
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@ mod at_token;
 mod host_zones;
 #[cfg(test)]
 mod rebind_tests;
+mod together;
 mod token_zones;
 mod verify;
 mod zone_translation;
 
+use self::together::Decrypted;
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -69,13 +71,21 @@ impl Boundary {
     /// # Errors
     /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
     pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
-        self.execute_under(self.token().current().storage, request)
+        self.execute_under(self.token().current().storage, request, None)
     }
 
-    /// Executes one request. New records are encrypted under `storage`.
-    fn execute_under(&self, storage: StorageVersions, request: &Request) -> Result<Reply, Error> {
+    /// Executes one request. New records are encrypted under `storage`. A batch has decrypted the block of the request's device
+    /// already where `decrypted` is set.
+    fn execute_under(
+        &self,
+        storage: StorageVersions,
+        request: &Request,
+        decrypted: Option<Decrypted<'_>>,
+    ) -> Result<Reply, Error> {
         match request {
-            Request::UpTo { versions, request } => self.execute_under(self.token().storage_up_to(*versions), request),
+            Request::UpTo { versions, request } => {
+                self.execute_under(self.token().storage_up_to(*versions), request, decrypted)
+            }
             Request::Check => self.token().check().map(|()| Reply::Available),
             Request::IssueTzpk { public_key, binding } => match self {
                 Self::Host(at_host) => at_host.issue_tzpk(public_key, binding),
@@ -83,7 +93,7 @@ impl Boundary {
             }
             .map(Reply::Tzpk),
             Request::Translate { source, target, card, account } => {
-                self.translate(storage, source, target, card, account)
+                self.translate(storage, (source, decrypted), target, card, account)
             }
             Request::RetryTag { control, block } => {
                 self.token().retry_tag(control, block.as_bytes()).map(Reply::RetryTag)
@@ -145,7 +155,7 @@ impl Boundary {
     fn translate(
         &self,
         storage: StorageVersions,
-        source: &Source,
+        (source, decrypted): (&Source, Option<Decrypted<'_>>),
         target: &Target,
         card: &CardBinding,
         account: &Account,
@@ -176,7 +186,9 @@ impl Boundary {
                 // Computed before the check of the block, so that accepted and refused blocks cost the same work.
                 let retry_tag = self.token().retry_tag(&control.id, block.as_bytes())?;
                 let record = match self {
-                    Self::Host(at_host) => at_host.device_to_record(storage, sealed_tzpk, &binding, block, account)?,
+                    Self::Host(at_host) => {
+                        at_host.device_to_record(storage, sealed_tzpk, &binding, (block, decrypted), account)?
+                    }
                     Self::Token(at_token) => {
                         at_token.device_to_record(storage, sealed_tzpk, &binding, block, account)?
                     }

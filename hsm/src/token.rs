@@ -116,6 +116,12 @@ pub(crate) trait HostLevel: Token {
         block: &mut Block,
     ) -> Result<(), Error>;
 
+    /// The part of the token that opens a tzpk into this process, so that blocks can be decrypted in batches. None where the
+    /// token decrypts blocks itself.
+    fn tzpk_opener(&self) -> Option<&dyn TzpkOpener> {
+        None
+    }
+
     /// Encrypts a block in place under a fresh tzpk, wrapped for the device. `tzpk` is working memory.
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error>;
 
@@ -166,6 +172,12 @@ pub(crate) trait HostLevel: Token {
     /// Encrypts one block in place under an active PVK or IBM 3624 key; [`Error::NoVerificationKey`] without such a key, and
     /// where its mode does not allow `wanted`.
     fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error>;
+}
+
+/// Opens sealed tzpks into this process.
+pub(crate) trait TzpkOpener {
+    /// Opens a sealed tzpk into `tzpk`. [`Error::SealBroken`] where it was changed or has another binding.
+    fn open_tzpk(&self, sealed: (KeyVersion, &SealedTzpk), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error>;
 }
 
 /// The IBM 3624 key with this name among the usages of active keys.

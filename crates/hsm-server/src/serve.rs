@@ -143,6 +143,7 @@ async fn serve_connection(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> 
         let mut rest = arrived.as_slice();
         // Read once for all frames that arrived: under a seccomp filter each read of the clock is a system call.
         let now = monotonic_milliseconds();
+        let (mut numbers, mut requests) = (Vec::new(), Vec::new());
         while let Some(frame) = frame::take_frame(&mut rest).map_err(io::Error::other)? {
             if !greeted {
                 frame::read_hello(&frame).map_err(io::Error::other)?;
@@ -150,12 +151,24 @@ async fn serve_connection(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> 
                 greeted = true;
                 continue;
             }
-            let number = frame.number;
             let (deadline, request) = frame::read_request(frame.body).map_err(io::Error::other)?;
             // No caller waits for a late reply.
             if deadline < now {
                 continue;
             }
+            numbers.push(frame.number);
+            requests.push(request);
+        }
+        let requests = match hsm.execute_together(requests) {
+            Ok(replies) => {
+                for (number, reply) in numbers.drain(..).zip(replies) {
+                    frame::push_frame(&mut out, number, |body| frame::write_reply(&reply, body));
+                }
+                Vec::new()
+            }
+            Err(requests) => requests,
+        };
+        for (number, request) in numbers.into_iter().zip(requests) {
             if waiting.len() >= WAITING_MAX {
                 let busy = Err(Error::Busy { limit: WAITING_MAX });
                 frame::push_frame(&mut out, number, |body| frame::write_reply(&busy, body));

@@ -10,7 +10,7 @@ use hsm_protocol::{
     KeyVersion, MadeAt, PinRecord, Refusal, SealedKey, StorageFormat, StorageVersions, bound_to_control,
 };
 
-use super::{account_digits, tagged};
+use super::{account_digits, tagged, together::Decrypted};
 use crate::{
     block::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
@@ -50,13 +50,17 @@ impl AtHost {
         storage: StorageVersions,
         tzpk: &SealedKey,
         binding: &Binding,
-        block: &EncryptedBlock,
+        (block, decrypted): (&EncryptedBlock, Option<Decrypted<'_>>),
         account: &Account,
     ) -> Result<PinRecord, Error> {
         in_workspace(|Workspace { tzpk: key, block: clear, wide, pin }| {
             let account = account_digits(&*self.token, account, &binding.card)?;
-            clear.bytes_mut().copy_from_slice(block.as_bytes());
-            self.token.open_block((tzpk.key(), tzpk.body()), &bound_to_control(tzpk.key(), binding), key, clear)?;
+            if let Some(decrypted) = decrypted {
+                decrypted.copy(clear);
+            } else {
+                clear.bytes_mut().copy_from_slice(block.as_bytes());
+                self.token.open_block((tzpk.key(), tzpk.body()), &bound_to_control(tzpk.key(), binding), key, clear)?;
+            }
             let well_formed = decode_iso_1(clear, pin);
             let is_allowed = self.policy.judge(pin);
 

@@ -15,7 +15,7 @@ use aws_lc_rs::{
 use des::TdesEde2;
 
 use super::{
-    HostLevel, IssuedTzpk, RETRY_HEAD, Token, VerificationKey, WrappedTzpk,
+    HostLevel, IssuedTzpk, RETRY_HEAD, Token, TzpkOpener, VerificationKey, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
     host_tzpk, ibm_3624_name,
     tdes_budget::TdesBudget,
@@ -176,18 +176,18 @@ impl HostLevel for Software {
 
     fn open_block(
         &self,
-        (key, sealed): (KeyVersion, &SealedTzpk),
+        sealed: (KeyVersion, &SealedTzpk),
         bound: &Bound,
         tzpk: &mut Tzpk,
         block: &mut Block,
     ) -> Result<(), Error> {
-        let seal = self.seal.get(key).ok_or(Error::UnknownKey)?;
-        let mut buffer = Clear::<{ 16 + TAG_BYTES }>::zeroed();
-        let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or(broken("tzpk"))?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
-        open(seal, nonce, bound, sealed, buffer.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
+        self.open_tzpk(sealed, bound, tzpk)?;
         tzpk_decrypt(tzpk, block);
         Ok(())
+    }
+
+    fn tzpk_opener(&self) -> Option<&dyn TzpkOpener> {
+        Some(self)
     }
 
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error> {
@@ -264,6 +264,16 @@ impl HostLevel for Software {
 
     fn zone_decrypt_iso_4(&self, key: ZoneKeyRef<'_>, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         self.zones.cipher(key)?.decrypt_iso_4(block, account_field)
+    }
+}
+
+impl TzpkOpener for Software {
+    fn open_tzpk(&self, (key, sealed): (KeyVersion, &SealedTzpk), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error> {
+        let seal = self.seal.get(key).ok_or(Error::UnknownKey)?;
+        let mut buffer = Clear::<{ 16 + TAG_BYTES }>::zeroed();
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or(broken("tzpk"))?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
+        open(seal, nonce, bound, sealed, buffer.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))
     }
 }
 
