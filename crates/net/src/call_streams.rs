@@ -424,13 +424,15 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use tokio::task::JoinHandle;
-    use tokio_stream::wrappers::UnboundedReceiverStream;
+    use tokio_stream::wrappers::ReceiverStream;
     use tonic::Code;
 
     use super::*;
     use crate::EngineState;
 
     const LONG: Duration = Duration::from_secs(3_600);
+    /// More messages than a test sends at a time.
+    const MESSAGES_MAX: usize = 64;
 
     /// A message to the engine of a test. A call is a number.
     #[derive(Debug, Default, PartialEq, Eq)]
@@ -449,19 +451,19 @@ mod tests {
     /// The engine's end of a stream.
     struct ServedCalls {
         requests: mpsc::Receiver<Calls>,
-        responses: mpsc::UnboundedSender<Result<Replies, Status>>,
+        responses: mpsc::Sender<Result<Replies, Status>>,
     }
 
     /// An engine that the test plays.
     #[derive(Clone)]
     struct PlayedEngine {
-        opened: mpsc::UnboundedSender<ServedCalls>,
+        opened: mpsc::Sender<ServedCalls>,
         refuses: Arc<AtomicBool>,
     }
 
     impl PlayedEngine {
-        fn new() -> (Self, mpsc::UnboundedReceiver<ServedCalls>) {
-            let (opened, streams) = mpsc::unbounded_channel();
+        fn new() -> (Self, mpsc::Receiver<ServedCalls>) {
+            let (opened, streams) = mpsc::channel(MESSAGES_MAX);
             (Self { opened, refuses: Arc::default() }, streams)
         }
     }
@@ -479,9 +481,9 @@ mod tests {
             if self.refuses.load(Ordering::Relaxed) {
                 return Err(Status::permission_denied("refused"));
             }
-            let (responses, received) = mpsc::unbounded_channel();
-            self.opened.send(ServedCalls { requests, responses }).unwrap();
-            Ok(UnboundedReceiverStream::new(received).boxed())
+            let (responses, received) = mpsc::channel(MESSAGES_MAX);
+            self.opened.try_send(ServedCalls { requests, responses }).unwrap();
+            Ok(ReceiverStream::new(received).boxed())
         }
 
         fn bytes(_: &u32) -> usize {
@@ -514,11 +516,11 @@ mod tests {
         }
 
         fn reply(&self, sequence: u64, reply: u32) {
-            self.responses.send(Ok(Replies { replies: vec![(sequence, Ok(reply))], last_call: None })).unwrap();
+            self.responses.try_send(Ok(Replies { replies: vec![(sequence, Ok(reply))], last_call: None })).unwrap();
         }
 
         fn drain(&self, last_call: u64) {
-            self.responses.send(Ok(Replies { replies: Vec::new(), last_call: Some(last_call) })).unwrap();
+            self.responses.try_send(Ok(Replies { replies: Vec::new(), last_call: Some(last_call) })).unwrap();
         }
     }
 
@@ -530,8 +532,7 @@ mod tests {
     }
 
     /// Streams to one engine, and two calls that it has got.
-    async fn two_calls() -> (CallStreams<PlayedEngine>, mpsc::UnboundedReceiver<ServedCalls>, ServedCalls, [Called; 2])
-    {
+    async fn two_calls() -> (CallStreams<PlayedEngine>, mpsc::Receiver<ServedCalls>, ServedCalls, [Called; 2]) {
         let (engine, mut opened) = PlayedEngine::new();
         let streams = CallStreams::new(Engines::new(1), [engine]);
         let called = [call(&streams, 10), call(&streams, 20)];
@@ -548,7 +549,10 @@ mod tests {
         let third = call(&streams, 30);
         assert_eq!(stream.calls(1).await, [(3, 30)]);
         let error = Status::not_found("no card");
-        stream.responses.send(Ok(Replies { replies: vec![(3, Err(error)), (1, Ok(11))], last_call: None })).unwrap();
+        stream
+            .responses
+            .try_send(Ok(Replies { replies: vec![(3, Err(error)), (1, Ok(11))], last_call: None }))
+            .unwrap();
         assert_eq!(third.await.unwrap().unwrap_err().code(), Code::NotFound);
         assert_eq!(first.await.unwrap().unwrap(), 11);
     }
@@ -612,7 +616,7 @@ mod tests {
         for lost in [Some(Status::internal("reset")), None] {
             let (streams, mut opened, stream, called) = two_calls().await;
             stream.reply(1, 11);
-            let ended = lost.map(|status| stream.responses.send(Err(status)));
+            let ended = lost.map(|status| stream.responses.try_send(Err(status)));
             assert!(ended.is_none_or(|sent| sent.is_ok()));
             drop(stream);
             let [first, second] = called;

@@ -107,7 +107,7 @@ impl Engines {
         Self { engines: (0..count).map(|_| engine()).collect(), rotation: Arc::default() }
     }
 
-    /// Each engine.
+    /// The engines, in the order in which clients name them.
     pub fn endpoints(&self) -> &[Arc<EngineEndpoint>] {
         &self.engines
     }
