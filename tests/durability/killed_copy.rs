@@ -15,15 +15,12 @@ use audit::{
     card_reference::CardReferenceKey,
     entry::{Body, Entry},
 };
-use domain::{
-    card::{CardKey, StoredPin},
-    storage_key::MinKeyVersions,
-};
+use domain::card::{CardKey, StoredPin};
 use engine_server::{StoreConfig, database, open_store_copy};
 use postgres_server::{PATIENCE, Server};
 use store::{
     KeysAtStart, Store,
-    conformance::{card, engine_event, pin_use::set_by_zone, reported},
+    conformance::{card, engine_event, iso_4_keys, pin_use::set_by_zone, reported},
 };
 
 use super::command::{done, text};
@@ -118,10 +115,9 @@ impl Drop for Proxy {
 async fn fill(directory: &Path) {
     let config = StoreConfig::embedded(directory);
     let store = config.open().await.unwrap();
-    let min = MinKeyVersions { iso_4: 1, ..MinKeyVersions::default() };
-    let start = KeysAtStart { card_reference_key: CardReferenceKey::from_bytes([9; 32]), oldest: min };
+    let start = KeysAtStart { card_reference_key: CardReferenceKey::from_bytes([9; 32]) };
     let started = engine_event(Body::EngineStarted { engine: "host:/store".into() });
-    store.set_keys_at_start(reported(&[1], min), start, started).await.unwrap();
+    store.set_keys_at_start(reported(&[1], iso_4_keys([1])), start, started).await.unwrap();
     let sets = (1..=CARDS).map(|number| set_by_zone(&*store, card(number), 1 + (number % 200) as u8));
     for set in futures::future::join_all(sets).await {
         set.unwrap();
