@@ -82,6 +82,18 @@ impl QueryError {
         ];
         matches!(self, Self::Refused { code, .. } if retried.contains(code))
     }
+
+    /// Whether another program made the same schema or table at this moment. `IF NOT EXISTS` does not see what another transaction
+    /// is about to commit, and the server names the schema, the table, its type or the row of its catalogue.
+    pub(crate) fn is_made_by_another(&self) -> bool {
+        let made = [
+            SqlState::DUPLICATE_SCHEMA,
+            SqlState::DUPLICATE_TABLE,
+            SqlState::DUPLICATE_OBJECT,
+            SqlState::UNIQUE_VIOLATION,
+        ];
+        matches!(self, Self::Refused { code, .. } if made.contains(code))
+    }
 }
 
 /// The error and its causes.

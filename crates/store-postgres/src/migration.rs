@@ -44,7 +44,7 @@ pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) ->
         let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", config.schema);
         for text in [schema.as_str(), sql::SCHEMA_VERSION_TABLE, sql::SCHEMA_VERSION_ROW] {
             if let Err(error) = connection.within(connection.send(text)).await {
-                if !error.may_retry() {
+                if !error.may_retry() && !error.is_made_by_another() {
                     return Err(problem(error));
                 }
                 connection.within(connection.send(text)).await.map_err(problem)?;
