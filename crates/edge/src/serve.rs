@@ -23,9 +23,13 @@ use axum::{
     },
     routing::future::RouteFuture,
 };
-use hyper::body::Incoming;
+use futures::{
+    future::{BoxFuture, pending},
+    stream::{FuturesUnordered, StreamExt},
+};
+use hyper::{body::Incoming, rt::Executor};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
@@ -34,7 +38,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::{mpsc, watch},
-    task::{JoinError, JoinSet},
+    task::{JoinError, JoinSet, coop::consume_budget},
     time::{sleep, sleep_until, timeout},
 };
 use tower::util::{MapFuture, MapRequest};
@@ -236,7 +240,8 @@ async fn serve_connection(
             })
         }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
+    let (executor, mut requests) = ConnectionExecutor::new();
+    let mut builder = Builder::new(executor);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -267,6 +272,7 @@ async fn serve_connection(
                 let is_late = if exchange.is_http2() { closing } else { !closing };
                 return Some(End { rejected, lingers: is_late && usage.had_request() });
             }
+            () = requests.run() => continue,
             () = usage.quiet(first, later) => if closing {
                 tracing::debug!("a connection was aborted: it did not close in time");
                 return None;
@@ -295,6 +301,51 @@ async fn serve_connection(
         until = tokio::time::Instant::now() + timeouts.drain;
         usage.renew();
         connection.as_mut().graceful_shutdown();
+    }
+}
+
+/// Gives the requests of a connection of HTTP/2 to the task of the connection. With a task for each request, one client with
+/// thousands of requests would delay every step of another client behind all of them: a runtime of one thread runs its tasks in
+/// the order in which they became ready.
+#[derive(Clone)]
+struct ConnectionExecutor(mpsc::UnboundedSender<BoxFuture<'static, ()>>);
+
+/// The requests in flight of a connection of HTTP/2. Their number is at most [`STREAMS_MAX`].
+struct ConnectionRequests {
+    begun: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>,
+    in_flight: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+impl ConnectionExecutor {
+    fn new() -> (Self, ConnectionRequests) {
+        let (executor, begun) = mpsc::unbounded_channel();
+        (Self(executor), ConnectionRequests { begun, in_flight: FuturesUnordered::new() })
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for ConnectionExecutor {
+    fn execute(&self, request: F) {
+        // A request begins only while the task of the connection has a part of its turn left.
+        let request = async {
+            consume_budget().await;
+            request.await;
+        };
+        // An error: the connection has ended, and its requests with it.
+        let _ = self.0.send(Box::pin(request));
+    }
+}
+
+impl ConnectionRequests {
+    /// Runs the requests until one ends.
+    async fn run(&mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                Some(request) = self.begun.recv() => self.in_flight.push(request),
+                Some(()) = self.in_flight.next() => return,
+                else => pending().await,
+            }
+        }
     }
 }
 
