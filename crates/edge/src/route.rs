@@ -6,6 +6,7 @@ mod web_view_routes;
 use std::{
     borrow::Cow,
     net::{IpAddr, Ipv4Addr},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,16 +20,16 @@ use axum::{
         header::{ALLOW, CACHE_CONTROL},
         request::Parts,
     },
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::IntoResponse,
     routing::{get, post},
 };
+use futures::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 use tonic::Status;
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
 use self::web_view_routes::AUDIT_USER_BASE;
 use super::{
@@ -105,10 +106,8 @@ pub(super) fn router(edge: Arc<EdgeState>, documents: Documents) -> Router {
     layered(routes, edge)
 }
 
-/// The routes below the layers that each answer passes.
+/// The routes below the layer that each answer passes.
 fn layered(routes: Router<Arc<EdgeState>>, edge: Arc<EdgeState>) -> Router {
-    let profile = edge.shared.settings.error_profile;
-    let web_view = edge.shared.settings.web_view.as_ref().map(WebView::is_https);
     routes
         .fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
             edge.refuse(ApiError::ROUTE_UNKNOWN, request).await
@@ -116,36 +115,34 @@ fn layered(routes: Router<Arc<EdgeState>>, edge: Arc<EdgeState>) -> Router {
         .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
             edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await
         })
-        .layer(from_fn_with_state(
-            Arc::clone(&edge),
-            async |edge: State<Arc<EdgeState>>, request: Request, next: Next| {
-                let (parts, body) = request.into_parts();
-                let checked = check_head(&parts);
-                let request = Request::from_parts(parts, body);
-                match checked {
-                    Ok(()) => next.run(request).await,
-                    Err(error) => edge.refuse(error, request).await,
-                }
-            },
-        ))
-        .layer(CatchPanicLayer::custom(move |_| {
-            let id = RequestId::random();
-            // The panic hook has written the place to standard error. The message may hold request data: do not log it.
-            tracing::warn!(request = %id, code = ApiError::UNEXPECTED.code(), "a request panicked");
-            ApiError::UNEXPECTED.answer(profile, id)
-        }))
-        // Outside the layers that answer: their answers have the headers too.
-        .layer(from_fn(move |request: Request, next: Next| {
-            let headers = SecurityHeaders::of(request.uri().path(), web_view);
-            async move {
-                let mut answer = next.run(request).await;
-                headers.add_to(answer.headers_mut());
-                answer
-            }
-        }))
-        // The outermost layer: no cache may store any answer, errors included (RFC 9111, section 5.2.2.5).
-        .layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        // One layer: each one is an allocation of every request.
+        .layer(from_fn_with_state(Arc::clone(&edge), answer_with_headers))
         .with_state(edge)
+}
+
+/// Checks the head of a request, runs its route, answers a panic, and adds the headers of every answer.
+async fn answer_with_headers(edge: State<Arc<EdgeState>>, request: Request, next: Next) -> Response<Body> {
+    let web_view = edge.shared.settings.web_view.as_ref().map(WebView::is_https);
+    let security_headers = SecurityHeaders::of(request.uri().path(), web_view);
+    let answered = AssertUnwindSafe(async {
+        let (parts, body) = request.into_parts();
+        let checked = check_head(&parts);
+        let request = Request::from_parts(parts, body);
+        match checked {
+            Ok(()) => next.run(request).await,
+            Err(error) => edge.refuse(error, request).await,
+        }
+    });
+    let mut answer = answered.catch_unwind().await.unwrap_or_else(|_| {
+        let id = RequestId::random();
+        // The panic hook has written the place to standard error. The message may hold request data: do not log it.
+        tracing::warn!(request = %id, code = ApiError::UNEXPECTED.code(), "a request panicked");
+        ApiError::UNEXPECTED.answer(edge.shared.settings.error_profile, id)
+    });
+    security_headers.add_to(answer.headers_mut());
+    // No cache may store any answer, errors included (RFC 9111, section 5.2.2.5).
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
 }
 
 /// `GET /readyz`: 204, or 503 while no control can be opened through this edge: see [`NoEngineReady`](super::engine_health::NoEngineReady).
@@ -833,14 +830,17 @@ fn query_value(query: Option<&str>, name: &str) -> Result<Option<String>, NotOnc
     let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let mut values = pairs.filter(|(key, _)| decoded(key).as_deref() == Some(name)).map(|(_, value)| value);
     let value = values.next().ok_or(NotOnce::Missing)?;
-    if values.next().is_some() { Err(NotOnce::Repeated) } else { Ok(decoded(value)) }
+    if values.next().is_some() { Err(NotOnce::Repeated) } else { Ok(decoded(value).map(Cow::into_owned)) }
 }
 
 /// Decodes `application/x-www-form-urlencoded` text; `None` if it is not UTF-8, because the audit chain records exactly what
 /// was sent. A `%` without two hexadecimal digits is a literal `%` (URL Standard, 1.3).
-fn decoded(text: &str) -> Option<String> {
+fn decoded(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('+') {
+        return percent_decode_str(text).decode_utf8().ok();
+    }
     let text = text.replace('+', " ");
-    percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
+    percent_decode_str(&text).decode_utf8().ok().map(|text| text.into_owned().into())
 }
 
 /// The body of an answer.
@@ -867,10 +867,11 @@ impl AnswerBody for ZonePin {}
 fn control_in(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Named {
-        control_id: String,
+    struct Named<'a> {
+        #[serde(borrow)]
+        control_id: Cow<'a, str>,
     }
-    let named: Named = serde_json::from_slice(body).ok()?;
+    let named: Named<'_> = serde_json::from_slice(body).ok()?;
     Some(logged_control(&named.control_id))
 }
 
