@@ -23,7 +23,6 @@ const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.1
 #[derive(Clone)]
 pub struct DeviceKey {
     key: Arc<PublicKey>,
-    thumbprint: [u8; 32],
     mgf1: Mgf1Hash,
 }
 
@@ -76,7 +75,7 @@ impl DeviceKey {
             modulus: rsa.modulus.as_bytes().into(),
             exponent: rsa.public_exponent.as_bytes().into(),
         };
-        Ok(Self { key: Arc::new(key), thumbprint: Sha256::digest(der).into(), mgf1: Mgf1Hash::default() })
+        Ok(Self { key: Arc::new(key), mgf1: Mgf1Hash::default() })
     }
 
     /// The same key of a device that decrypts RSA-OAEP with this hash in MGF1.
@@ -90,9 +89,9 @@ impl DeviceKey {
         self.mgf1
     }
 
-    /// SHA-256 of the DER it was read from.
+    /// SHA-256 of the DER it was read from. Computed at each call: the boundary needs none.
     pub fn thumbprint(&self) -> [u8; 32] {
-        self.thumbprint
+        Sha256::digest(&self.key.der).into()
     }
 
     /// The size of its modulus, in bits.
