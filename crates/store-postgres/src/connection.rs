@@ -22,7 +22,7 @@ use tokio_postgres::{
     types::ToSql,
 };
 
-use super::{DatabaseHost, PostgresConfig, migration::SUPPORTED, sql, tls::Tls};
+use super::{DatabaseHost, PostgresConfig, sql, tls::Tls};
 
 /// The pause before the first keepalive probe, and between two of them: a lost host is found within seconds.
 const KEEPALIVE: Duration = Duration::from_secs(2);
@@ -47,11 +47,13 @@ pub(crate) enum QueryError {
     Row(String),
     /// Another release has migrated the tables.
     #[error(
-        "the tables have version {version}, and this release has version {SUPPORTED}: use the release that migrated them"
+        "the tables have version {version}, and this release has version {supported}: use the release that migrated them"
     )]
     OtherRelease {
         /// The version of the tables.
         version: i32,
+        /// The version of this release.
+        supported: i32,
     },
 }
 

@@ -257,8 +257,8 @@ async fn begin(config: PostgresConfig, tls: Option<Tls>) -> Result<Writer, Postg
             return Err(PostgresOpenError::InUse { place: config.place(), engine: Arc::clone(&config.engine_name) });
         }
         Err(RegisterError::Copying) => return Err(PostgresOpenError::Unfinished { place: config.place() }),
-        Err(RegisterError::Query(QueryError::OtherRelease { version })) => {
-            return Err(PostgresOpenError::Version { place: config.place(), version, supported: migration::SUPPORTED });
+        Err(RegisterError::Query(QueryError::OtherRelease { version, supported })) => {
+            return Err(PostgresOpenError::Version { place: config.place(), version, supported });
         }
         Err(error) => return Err(PostgresOpenError::database(&config, &error)),
     };

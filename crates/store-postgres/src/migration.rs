@@ -96,7 +96,8 @@ pub(crate) async fn check_version(connection: &Connection, config: &PostgresConf
 pub(crate) async fn lock_version(connection: &Connection) -> Result<(), QueryError> {
     let rows = connection.query_text(sql::SCHEMA_VERSION_SHARE, &[]).await?;
     let version = rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
-    if version == SUPPORTED { Ok(()) } else { Err(QueryError::OtherRelease { version }) }
+    let supported = SUPPORTED;
+    if version == supported { Ok(()) } else { Err(QueryError::OtherRelease { version, supported }) }
 }
 
 /// The version of the tables; `None` where there are none.
