@@ -63,6 +63,9 @@ use net::{
 const HTTP2_HEADER_BYTES_MAX: u32 = 4 * HEADER_BYTES_MAX;
 /// The most concurrent streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
+/// The most requests of one HTTP/2 connection that wait for their first step. Above [`STREAMS_MAX`], because a stream that its
+/// client resets makes room for another.
+const BEGUN_MAX: usize = 4 * STREAMS_MAX as usize;
 /// The longest time for the requests in flight to finish when the edge stops. A connection that closes has the request timeout
 /// beside it.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -308,17 +311,17 @@ async fn serve_connection(
 /// thousands of requests would delay every step of another client behind all of them: a runtime of one thread runs its tasks in
 /// the order in which they became ready.
 #[derive(Clone)]
-struct ConnectionExecutor(mpsc::UnboundedSender<BoxFuture<'static, ()>>);
+struct ConnectionExecutor(mpsc::Sender<BoxFuture<'static, ()>>);
 
 /// The requests in flight of a connection of HTTP/2. Their number is at most [`STREAMS_MAX`].
 struct ConnectionRequests {
-    begun: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>,
+    begun: mpsc::Receiver<BoxFuture<'static, ()>>,
     in_flight: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
 impl ConnectionExecutor {
     fn new() -> (Self, ConnectionRequests) {
-        let (executor, begun) = mpsc::unbounded_channel();
+        let (executor, begun) = mpsc::channel(BEGUN_MAX);
         (Self(executor), ConnectionRequests { begun, in_flight: FuturesUnordered::new() })
     }
 }
@@ -330,8 +333,8 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for ConnectionExecutor
             consume_budget().await;
             request.await;
         };
-        // An error: the connection has ended, and its requests with it.
-        let _ = self.0.send(Box::pin(request));
+        // An error: the client resets its requests as fast as it begins them. The request is reset too.
+        let _ = self.0.try_send(Box::pin(request));
     }
 }
 
