@@ -64,7 +64,7 @@ const HTTP2_HEADER_BYTES_MAX: u32 = 4 * HEADER_BYTES_MAX;
 /// The most concurrent streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 /// The most requests of one HTTP/2 connection that wait for their first step. Above [`STREAMS_MAX`], because a stream that its
-/// client resets makes room for another.
+/// client resets lets it open another.
 const BEGUN_MAX: usize = 4 * STREAMS_MAX as usize;
 /// The longest time for the requests in flight to finish when the edge stops. A connection that closes has the request timeout
 /// beside it.
