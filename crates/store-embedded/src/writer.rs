@@ -399,7 +399,7 @@ impl Rows for Batch<'_> {
     fn put_keys_in_use(&mut self, keys: &ReportedKeys, start: Option<&KeysAtStart>) -> Result<(), StoreError> {
         *self.min = keys.loaded.newest();
         self.write.insert(&self.shared.meta, KEYS_KEY, &*keys.list);
-        self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&self.min));
+        self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(self.min));
         if let Some(start) = start {
             self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, start.card_reference_key.as_bytes());
         }
