@@ -6,10 +6,12 @@
 mod database;
 mod floods;
 mod flow;
+mod http_echo;
 mod load;
 mod memory;
 mod report;
 mod services;
+mod stages;
 mod streams;
 mod timing;
 

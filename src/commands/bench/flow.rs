@@ -10,6 +10,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use device::{Device, Fill, KeyBits, Pin};
+use futures::future::try_join_all;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
@@ -22,7 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 
 use super::{
-    Api, BenchError, FlowArguments, LoadArguments,
+    Api, BenchError, FlowArguments, LoadArguments, http_echo,
     load::{self, LoadShape, Measurement, Progress},
     memory::progress,
     report::{self, ConcurrencyResult},
@@ -36,6 +37,8 @@ use proto::{
 
 /// The cards of the load: more than the blocks of a round, because a set closes the other controls of its card.
 const CARDS: usize = 1_000_000;
+/// The controls of the load of new tzpks: more than the requests in flight.
+const ISSUED_CONTROLS: usize = 4_096;
 /// The controls that are prepared at a time.
 const PREPARED_AT_ONCE: usize = 64;
 const TENANT: &str = "default";
@@ -55,11 +58,8 @@ pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
         let (mut echoes, mut ours) = (Vec::new(), Vec::new());
         for _ in 0..bench.arguments.rounds.max(1) {
             let ready = bench.prepare(bench.arguments.prepared)?;
-            echoes.push(bench.echo(concurrency)?);
-            ours.push(match arguments.via {
-                Api::Grpc => bench.set_by_grpc(concurrency, &ready)?,
-                Api::Http => bench.set_by_http(concurrency, &ready)?,
-            });
+            echoes.push(bench.echo(arguments.via, concurrency)?);
+            ours.push(bench.set(arguments.via, concurrency, &ready)?);
         }
         levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
     }
@@ -67,22 +67,42 @@ pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
     bench.end()
 }
 
-/// Measures the whole flow, and the echo.
+/// A part of the flow of one PIN, or the whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Open,
+    Issue,
+    Set,
+    Whole,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Issue => "tzpk",
+            Self::Set => "SetPin",
+            Self::Whole => "flow",
+        }
+    }
+}
+
+/// Measures the parts of the flow of one PIN, the whole flow, and the echo.
 pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
     let bench = Bench::new(&arguments.load)?;
-    let mut levels = Vec::new();
-    for &concurrency in &bench.arguments.concurrency {
-        let (mut echoes, mut ours) = (Vec::new(), Vec::new());
-        for _ in 0..bench.arguments.rounds.max(1) {
-            echoes.push(bench.echo(concurrency)?);
-            ours.push(match arguments.via {
-                Api::Grpc => bench.whole_by_grpc(concurrency)?,
-                Api::Http => bench.whole_by_http(concurrency)?,
-            });
+    let rounds = bench.arguments.rounds.max(1);
+    for part in [Part::Open, Part::Issue, Part::Set, Part::Whole] {
+        let mut levels = Vec::new();
+        for &concurrency in &bench.arguments.concurrency {
+            let (mut echoes, mut ours) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                echoes.push(bench.echo(arguments.via, concurrency)?);
+                ours.push(bench.part(part, arguments.via, concurrency)?);
+            }
+            levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
         }
-        levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
+        report::print(["echo", part.name()], &levels, None)?;
     }
-    report::print(["echo", "flow"], &levels, bench.arguments.json.as_deref())?;
     bench.end()
 }
 
@@ -116,55 +136,119 @@ impl<'a> Bench<'a> {
         prepare(&self.runtime, &self.device, count, |_| self.services.engine_channel())
     }
 
-    fn echo(&self, concurrency: usize) -> Result<Measurement, BenchError> {
-        load::run(self.load(concurrency), async || {
-            let clients = self.connections(|| Ok(EchoServiceClient::new(self.services.echo_channel()?)))?;
-            Ok(async move |number: usize| {
-                // The size of a real SetPin.
-                let request = set_request("00000000-0000-4000-8000-000000000000", [7; 8]);
-                pick(&clients, number)?.echo(request).await?;
-                Ok(Progress::Completed)
-            })
-        })
+    /// A load of the bare service that the API is compared with.
+    fn echo(&self, via: Api, concurrency: usize) -> Result<Measurement, BenchError> {
+        // The size of a real SetPin.
+        const CONTROL: &str = "00000000-0000-4000-8000-000000000000";
+        match via {
+            Api::Grpc => load::run(self.load(concurrency), async || {
+                let clients = self.connections(|| Ok(EchoServiceClient::new(self.services.echo_channel()?)))?;
+                Ok(async move |number: usize| {
+                    pick(&clients, number)?.echo(set_request(CONTROL, [7; 8])).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+            Api::Http => load::run(self.load(concurrency), async || {
+                let http = Http::new(self.services.http_echo_address(), &self.services.token);
+                Ok(async move |_: usize| {
+                    http.post(http_echo::PATH, set_body(CONTROL, [7; 8])).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+        }
     }
 
-    fn set_by_grpc(&self, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
-        set_by_grpc(self.load(concurrency), ready, |_| self.services.engine_channel())
+    /// A load of one part of the flow, or of the whole.
+    fn part(&self, part: Part, via: Api, concurrency: usize) -> Result<Measurement, BenchError> {
+        match part {
+            Part::Open => self.open(via, concurrency),
+            Part::Issue => self.issue(via, concurrency),
+            Part::Set => self.set(via, concurrency, &self.prepare(self.arguments.prepared)?),
+            Part::Whole => self.whole(via, concurrency),
+        }
     }
 
-    fn set_by_http(&self, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
-        let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
-        load::run(self.load(concurrency), async || {
-            let http = Http::new(self.services.edge_address(), &self.services.token);
-            Ok(async move |number: usize| {
-                let Some(Ready { control_id, block }) = ready.get(number) else { return Ok(Progress::OutOfBlocks) };
-                let body = json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) });
-                http.post("/pin/v3/set", body).await?;
-                Ok(Progress::Completed)
-            })
-        })
+    fn open(&self, via: Api, concurrency: usize) -> Result<Measurement, BenchError> {
+        match via {
+            Api::Grpc => load::run(self.load(concurrency), async || {
+                let channels = self.connections(|| self.services.engine_channel())?;
+                Ok(async move |number: usize| {
+                    open(&pick(&channels, number)?, number).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+            Api::Http => load::run(self.load(concurrency), async || {
+                let http = Http::new(self.services.edge_address(), &self.services.token);
+                Ok(async move |number: usize| {
+                    http.post(&open_path(number), open_body()).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+        }
     }
 
-    fn whole_by_grpc(&self, concurrency: usize) -> Result<Measurement, BenchError> {
-        load::run(self.load(concurrency), async || {
-            let channels = self.connections(|| self.services.engine_channel())?;
-            let device = Arc::clone(&self.device);
-            Ok(async move |number: usize| {
-                whole_over(pick(&channels, number)?, &device, number).await?;
-                Ok(Progress::Completed)
-            })
-        })
+    /// New tzpks under the same controls, without their decryption by the device.
+    fn issue(&self, via: Api, concurrency: usize) -> Result<Measurement, BenchError> {
+        let controls: Arc<[String]> = self.runtime.block_on(async {
+            let channel = self.services.engine_channel()?;
+            try_join_all((0..ISSUED_CONTROLS).map(|number| open(&channel, number))).await.map(Into::into)
+        })?;
+        match via {
+            Api::Grpc => load::run(self.load(concurrency), async || {
+                let channels = self.connections(|| self.services.engine_channel())?;
+                let (controls, device) = (Arc::clone(&controls), Arc::clone(&self.device));
+                Ok(async move |number: usize| {
+                    issue(&pick(&channels, number)?, &device, &pick(&controls, number)?).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+            Api::Http => load::run(self.load(concurrency), async || {
+                let http = Http::new(self.services.edge_address(), &self.services.token);
+                let (controls, device) = (Arc::clone(&controls), Arc::clone(&self.device));
+                Ok(async move |number: usize| {
+                    http.post("/pin/v3/set/tzpk", issue_body(&device, &pick(&controls, number)?)).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+        }
     }
 
-    fn whole_by_http(&self, concurrency: usize) -> Result<Measurement, BenchError> {
-        load::run(self.load(concurrency), async || {
-            let http = Http::new(self.services.edge_address(), &self.services.token);
-            let device = Arc::clone(&self.device);
-            Ok(async move |number: usize| {
-                whole_by_posts(async |path, body| http.post(path, body).await, &device, number).await?;
-                Ok(Progress::Completed)
-            })
-        })
+    fn set(&self, via: Api, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
+        match via {
+            Api::Grpc => set_by_grpc(self.load(concurrency), ready, |_| self.services.engine_channel()),
+            Api::Http => {
+                let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
+                load::run(self.load(concurrency), async || {
+                    let http = Http::new(self.services.edge_address(), &self.services.token);
+                    Ok(async move |number: usize| {
+                        let Some(ready) = ready.get(number) else { return Ok(Progress::OutOfBlocks) };
+                        http.post("/pin/v3/set", set_body(&ready.control_id, ready.block)).await?;
+                        Ok(Progress::Completed)
+                    })
+                })
+            }
+        }
+    }
+
+    fn whole(&self, via: Api, concurrency: usize) -> Result<Measurement, BenchError> {
+        match via {
+            Api::Grpc => load::run(self.load(concurrency), async || {
+                let channels = self.connections(|| self.services.engine_channel())?;
+                let device = Arc::clone(&self.device);
+                Ok(async move |number: usize| {
+                    whole_over(pick(&channels, number)?, &device, number).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+            Api::Http => load::run(self.load(concurrency), async || {
+                let http = Http::new(self.services.edge_address(), &self.services.token);
+                let device = Arc::clone(&self.device);
+                Ok(async move |number: usize| {
+                    whole_by_posts(async |path, body| http.post(path, body).await, &device, number).await?;
+                    Ok(Progress::Completed)
+                })
+            }),
+        }
     }
 
     /// One client for each connection.
@@ -245,17 +329,38 @@ pub(super) async fn whole_by_posts(
     device: &Device,
     number: usize,
 ) -> Result<(), BenchError> {
-    let path = format!("/pincontrol/v2/plastic/{}", plastic_id(number));
-    let control_id = member(&post(&path, json!({ "scope": "SET_PIN" })).await?, "id")?;
-    let public_key = STANDARD.encode(device.public_key_der());
-    let tzpk = post("/pin/v3/set/tzpk", json!({ "controlId": control_id, "publicKey": public_key })).await?;
+    let control_id = member(&post(&open_path(number), open_body()).await?, "id")?;
+    let tzpk = post("/pin/v3/set/tzpk", issue_body(device, &control_id)).await?;
     let tzpk = STANDARD.decode(member(&tzpk, "tzpk")?).map_err(|error| BenchError::Load(error.to_string()))?;
     let block = block_of(device, &tzpk, number)?;
-    post("/pin/v3/set", json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) })).await?;
+    post("/pin/v3/set", set_body(&control_id, block)).await?;
     Ok(())
 }
 
+fn open_path(number: usize) -> String {
+    format!("/pincontrol/v2/plastic/{}", plastic_id(number))
+}
+
+fn open_body() -> Value {
+    json!({ "scope": "SET_PIN" })
+}
+
+fn issue_body(device: &Device, control_id: &str) -> Value {
+    json!({ "controlId": control_id, "publicKey": STANDARD.encode(device.public_key_der()) })
+}
+
+fn set_body(control_id: &str, block: [u8; 8]) -> Value {
+    json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) })
+}
+
 async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result<Ready, BenchError> {
+    let control_id = open(channel, number).await?;
+    let tzpk = issue(channel, device, &control_id).await?;
+    Ok(Ready { control_id, block: block_of(device, &tzpk, number)? })
+}
+
+/// Opens a control by gRPC. Returns its controlId.
+async fn open(channel: &Channel, number: usize) -> Result<String, BenchError> {
     let open = OpenControlRequest {
         tenant: TENANT.into(),
         audit_user: AUDIT_USER.into(),
@@ -264,16 +369,19 @@ async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result
         device_key_sha256: Vec::new(),
         page_client: String::new(),
     };
-    let opened = ControlServiceClient::new(channel.clone()).open_control(open).await?.into_inner();
+    Ok(ControlServiceClient::new(channel.clone()).open_control(open).await?.into_inner().control_id)
+}
+
+/// Requests a tzpk by gRPC. Returns it as encrypted for the device.
+async fn issue(channel: &Channel, device: &Device, control_id: &str) -> Result<Vec<u8>, BenchError> {
     let issue = IssueTzpkRequest {
         tenant: TENANT.into(),
         audit_user: AUDIT_USER.into(),
-        control_id: opened.control_id.clone(),
+        control_id: control_id.into(),
         device_public_key: device.public_key_der().to_vec(),
         oaep_mgf1: proto::OaepMgf1::Unspecified.into(),
     };
-    let issued = PinServiceClient::new(channel.clone()).issue_tzpk(issue).await?.into_inner();
-    Ok(Ready { control_id: opened.control_id, block: block_of(device, &issued.encrypted_tzpk, number)? })
+    Ok(PinServiceClient::new(channel.clone()).issue_tzpk(issue).await?.into_inner().encrypted_tzpk)
 }
 
 fn block_of(device: &Device, encrypted_tzpk: &[u8], number: usize) -> Result<[u8; 8], BenchError> {

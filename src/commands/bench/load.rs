@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    io, process,
+    io,
     rc::Rc,
     sync::{
         Barrier,
@@ -20,7 +20,10 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::BenchError;
+use super::{
+    BenchError,
+    stages::{Stage, StageTimes},
+};
 use net::cores;
 
 /// Client threads: one for each core of the smallest machine we measure on.
@@ -43,8 +46,8 @@ pub(super) struct LoadShape {
 pub(super) struct Measurement {
     pub(super) requests: u64,
     pub(super) seconds: f64,
-    /// Processor time of this process (clients and servers) and of the boundary process.
-    pub(super) processor_seconds: f64,
+    /// Processor time of this process (clients and servers) and of the boundary process, by stage.
+    pub(super) times: StageTimes,
     pub(super) latency: Histogram<u64>,
 }
 
@@ -56,7 +59,12 @@ impl Measurement {
 
     /// Processor time a request took, in microseconds: clients, servers and boundary together.
     pub(super) fn processor_microseconds(&self) -> f64 {
-        self.processor_seconds * 1e6 / (self.requests as f64).max(1.0)
+        self.microseconds_of(&Stage::ALL)
+    }
+
+    /// Processor time of these stages for a request, in microseconds.
+    pub(super) fn microseconds_of(&self, stages: &[Stage]) -> f64 {
+        self.times.of_all(stages) * 1e6 / (self.requests as f64).max(1.0)
     }
 
     /// A quantile of the latency, in microseconds.
@@ -96,7 +104,7 @@ where
         };
         let clients: Vec<_> = (0..CLIENT_THREADS).map(spawn).collect();
         connected.wait();
-        let (began, processor_began) = (Instant::now(), processor_seconds()?);
+        let (began, times_began) = (Instant::now(), StageTimes::now()?);
         let mut latency = histogram()?;
         for client in clients {
             let panicked = |_| Err(BenchError::Load("a client thread panicked".into()));
@@ -104,8 +112,8 @@ where
             latency.add(measured).map_err(|error| BenchError::Load(error.to_string()))?;
         }
         let seconds = began.elapsed().as_secs_f64();
-        let processor_seconds = processor_seconds()? - processor_began;
-        Ok(Measurement { requests: latency.len(), seconds, processor_seconds, latency })
+        let times = StageTimes::now()?.since(times_began);
+        Ok(Measurement { requests: latency.len(), seconds, times, latency })
     })
 }
 
@@ -231,11 +239,6 @@ fn histogram() -> Result<Histogram<u64>, BenchError> {
 /// The processor time of this process without its children, in seconds.
 pub(super) fn own_processor_seconds() -> io::Result<f64> {
     Ok(seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?))
-}
-
-/// The processor time of this process and its children, which include the boundary process, in seconds.
-fn processor_seconds() -> io::Result<f64> {
-    processor_seconds_of(process::id())
 }
 
 /// The processor time of a process and its children, in seconds.

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::load::Measurement;
+use super::{load::Measurement, stages::Stage};
 
 /// The figures of one level of concurrency.
 pub(super) struct ConcurrencyResult {
@@ -20,6 +20,7 @@ pub(super) struct ConcurrencyResult {
 struct Figures {
     rate: f64,
     processor: f64,
+    stages: [f64; Stage::ALL.len()],
     p50: u64,
     p99: u64,
     p999: u64,
@@ -43,6 +44,7 @@ impl Figures {
         Some(Self {
             rate: middle.rate(),
             processor: middle.processor_microseconds(),
+            stages: Stage::ALL.map(|stage| middle.microseconds_of(&[stage])),
             p50: middle.quantile(0.5),
             p99: middle.quantile(0.99),
             p999: middle.quantile(0.999),
@@ -50,7 +52,9 @@ impl Figures {
     }
 
     fn json(&self) -> Value {
-        json!({ "per_second": self.rate, "processor_microseconds": self.processor, "p50_microseconds": self.p50, "p99_microseconds": self.p99, "p999_microseconds": self.p999 })
+        let stages: serde_json::Map<_, _> =
+            Stage::ALL.iter().zip(self.stages).map(|(stage, time)| (stage.name().to_owned(), json!(time))).collect();
+        json!({ "per_second": self.rate, "processor_microseconds": self.processor, "stage_microseconds": stages, "p50_microseconds": self.p50, "p99_microseconds": self.p99, "p999_microseconds": self.p999 })
     }
 }
 
@@ -60,12 +64,19 @@ pub(super) fn print([peer, name]: [&str; 2], levels: &[ConcurrencyResult], file:
     writeln!(out, "in flight  what       per second   ratio    cpu µs    p50 µs    p99 µs  p99.9 µs")?;
     for level in levels {
         for (what, figures, ratio) in [(peer, &level.peer, 1.0), (name, &level.ours, level.ratio())] {
-            let Figures { rate, processor, p50, p99, p999 } = figures;
+            let Figures { rate, processor, p50, p99, p999, .. } = figures;
             writeln!(
                 out,
                 "{:>9}  {what:<9} {rate:>11.0} {ratio:>7.2} {processor:>9.1} {p50:>9} {p99:>9} {p999:>9}",
                 level.concurrency
             )?;
+        }
+    }
+    writeln!(out, "\nin flight  what      cpu µs by stage: {}", Stage::ALL.map(|stage| format!("{:>9}", stage.name())).concat())?;
+    for level in levels {
+        for (what, figures) in [(peer, &level.peer), (name, &level.ours)] {
+            let times = figures.stages.map(|time| format!("{time:>9.1}")).concat();
+            writeln!(out, "{:>9}  {what:<26}{times}", level.concurrency)?;
         }
     }
     let Some(file) = file else { return Ok(()) };

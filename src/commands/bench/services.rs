@@ -8,7 +8,7 @@ use std::{
 use tonic::{Request, Response, Status, async_trait, service::Routes};
 use zeroize::Zeroizing;
 
-use super::{BenchError, LoadArguments, Transport};
+use super::{BenchError, LoadArguments, Transport, http_echo::HttpEcho};
 use crate::commands::pki;
 use crate::isolation::embedded_engine;
 use edge::{Edge, RequestLimits};
@@ -41,6 +41,7 @@ pub(super) struct Services {
     engine: Engine,
     edge: Edge,
     echo: Serving,
+    http_echo: HttpEcho,
     client_tls: Option<ClientTls>,
     pub(super) token: Zeroizing<String>,
 }
@@ -62,6 +63,7 @@ impl Services {
             connection_age: engine.connection_age,
         };
         let echo = Serving::start(&settings, || Routes::new(EchoServiceServer::new(Echo)))?;
+        let http_echo = HttpEcho::start(engine.connections)?;
         let engine = Engine::start(engine, embedded_store(&data).open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
@@ -77,7 +79,7 @@ impl Services {
         let token = edge.made_token.clone().unwrap_or_default();
         let edge = Edge::start(edge).await?;
         let client_tls = client_tls.as_ref().map(ClientTls::load).transpose()?;
-        Ok(Self { engine, edge, echo, client_tls, token })
+        Ok(Self { engine, edge, echo, http_echo, client_tls, token })
     }
 
     /// A fresh connection to the engine.
@@ -91,6 +93,11 @@ impl Services {
     /// A fresh connection to the echo.
     pub(super) fn echo_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
         Ok(channel(&address_by_name(self.echo.address().port(), self.client_tls.is_some())?, self.client_tls.clone())?)
+    }
+
+    /// The address of the bare HTTP service.
+    pub(super) fn http_echo_address(&self) -> SocketAddr {
+        self.http_echo.address()
     }
 
     /// The address on which the edge listens.
