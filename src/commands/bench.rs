@@ -1,5 +1,5 @@
-//! `pinseal bench`: measures this build and a bare gRPC echo of the same message size, with the same settings in the same
-//! process, and prints the ratio.
+//! `pinseal bench`: measures this build and a bare echo of the same message size, over gRPC or over HTTP as the measured API,
+//! with the same settings in the same process. Prints the ratio, and the processor time of each stage.
 //!
 //! Rounds of the echo and of the measured flow alternate, so that a slower machine slows both.
 
@@ -9,6 +9,7 @@ mod flow;
 mod http_echo;
 mod load;
 mod memory;
+mod processor_time;
 mod report;
 mod services;
 mod stages;
@@ -45,7 +46,7 @@ enum What {
     SetPin(FlowArguments),
     /// SetPin by engines on one PostgreSQL database, beside one engine on an embedded store
     Database(database::DatabaseArguments),
-    /// The whole flow of one PIN: open a control, issue a tzpk, decrypt it on the device, set
+    /// Each part of the flow of one PIN, and the whole: open a control, issue a tzpk, decrypt it on the device, set
     Flow(FlowArguments),
     /// What one live control costs in memory
     Controls(MemoryArguments),

@@ -3,7 +3,6 @@
 //! The bitsliced form (E. Biham, *A Fast New DES Implementation in Software*, FSE 1997) keeps one bit of 64 or 256 blocks in one
 //! word. Permutations are then choices of words, and the S-boxes are circuits of AND, OR, XOR and NOT: no memory address and no
 //! branch depends on a key or a block.
-
 //!
 //! ```
 //! use bitslice_des::Batch;

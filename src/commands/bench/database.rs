@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::{
     BenchError, LoadArguments, flow,
-    load::processor_seconds_of,
+    processor_time::processor_seconds_of,
     report::{self, ConcurrencyResult},
     services::{self, WAITING_CHANGES_MAX, address_by_name},
 };

@@ -18,7 +18,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use indicatif::ProgressBar;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 
@@ -91,6 +91,7 @@ impl Part {
 pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
     let bench = Bench::new(&arguments.load)?;
     let rounds = bench.arguments.rounds.max(1);
+    let mut figures = Map::new();
     for part in [Part::Open, Part::Issue, Part::Set, Part::Whole] {
         let mut levels = Vec::new();
         for &concurrency in &bench.arguments.concurrency {
@@ -101,8 +102,11 @@ pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
             }
             levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
         }
-        report::print(["echo", part.name()], &levels, None)?;
+        let names = ["echo", part.name()];
+        report::print_tables(names, &levels)?;
+        figures.insert(part.name().to_owned(), report::json_of(names, &levels));
     }
+    report::write(&figures.into(), bench.arguments.json.as_deref())?;
     bench.end()
 }
 

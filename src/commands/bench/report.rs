@@ -58,8 +58,14 @@ impl Figures {
     }
 }
 
-/// Prints the table, and writes the JSON where one is wanted. The names are of the peer and of what is measured.
-pub(super) fn print([peer, name]: [&str; 2], levels: &[ConcurrencyResult], file: Option<&Path>) -> io::Result<()> {
+/// Prints the tables, and writes the JSON where one is wanted. The names are of the peer and of what is measured.
+pub(super) fn print(names: [&str; 2], levels: &[ConcurrencyResult], file: Option<&Path>) -> io::Result<()> {
+    print_tables(names, levels)?;
+    write(&json_of(names, levels), file)
+}
+
+/// Prints the rates and the latency, and the processor time of each stage.
+pub(super) fn print_tables([peer, name]: [&str; 2], levels: &[ConcurrencyResult]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "in flight  what       per second   ratio    cpu µs    p50 µs    p99 µs  p99.9 µs")?;
     for level in levels {
@@ -72,14 +78,22 @@ pub(super) fn print([peer, name]: [&str; 2], levels: &[ConcurrencyResult], file:
             )?;
         }
     }
-    writeln!(out, "\nin flight  what      cpu µs by stage: {}", Stage::ALL.map(|stage| format!("{:>9}", stage.name())).concat())?;
+    writeln!(
+        out,
+        "\nin flight  what      cpu µs by stage: {}",
+        Stage::ALL.map(|stage| format!("{:>9}", stage.name())).concat()
+    )?;
     for level in levels {
         for (what, figures) in [(peer, &level.peer), (name, &level.ours)] {
             let times = figures.stages.map(|time| format!("{time:>9.1}")).concat();
             writeln!(out, "{:>9}  {what:<26}{times}", level.concurrency)?;
         }
     }
-    let Some(file) = file else { return Ok(()) };
+    Ok(())
+}
+
+/// The figures for programs.
+pub(super) fn json_of([peer, name]: [&str; 2], levels: &[ConcurrencyResult]) -> Value {
     let levels: Vec<Value> = levels
         .iter()
         .map(|level| {
@@ -88,5 +102,10 @@ pub(super) fn print([peer, name]: [&str; 2], levels: &[ConcurrencyResult], file:
             })
         })
         .collect();
-    std::fs::write(file, format!("{:#}\n", json!({ "levels": levels })))
+    json!({ "levels": levels })
+}
+
+/// Writes the JSON where one is wanted.
+pub(super) fn write(figures: &Value, file: Option<&Path>) -> io::Result<()> {
+    file.map_or(Ok(()), |file| std::fs::write(file, format!("{figures:#}\n")))
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, io, process};
 
-use super::load::processor_seconds_of;
+use super::processor_time::{own_processor_seconds, processor_seconds_of};
 
 /// A stage of a request, and the processes and threads that work on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Stage {
 
 /// Seconds of processor time, in the order of [`Stage::ALL`].
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct StageTimes([f64; 5]);
+pub(super) struct StageTimes([f64; Stage::ALL.len()]);
 
 impl StageTimes {
     /// The times since the start of this process and of the boundary.
@@ -62,7 +62,8 @@ impl StageTimes {
         let all = processor_seconds_of(process::id())?;
         for thread in fs::read_dir("/proc/self/task")? {
             let path = thread?.path();
-            let read = fs::read_to_string(path.join("comm")).and_then(|name| Ok((name, fs::read_to_string(path.join("schedstat"))?)));
+            let read = fs::read_to_string(path.join("comm"))
+                .and_then(|name| Ok((name, fs::read_to_string(path.join("schedstat"))?)));
             // A thread that has ended did its work for the client.
             let Ok((name, times_of_thread)) = read else { continue };
             // The first number is the time on a processor, in nanoseconds (proc(5)).
@@ -72,7 +73,7 @@ impl StageTimes {
                 known += seconds;
             }
         }
-        let boundary = all - super::load::own_processor_seconds()?;
+        let boundary = all - own_processor_seconds()?;
         *times.of_mut(Stage::Boundary) += boundary;
         *times.of_mut(Stage::Client) = all - boundary - known;
         Ok(times)

@@ -22,6 +22,7 @@ use super::{
     BenchError,
     floods::service_processes::{EngineAlone, Usage},
     load::{self, LoadShape, Progress},
+    processor_time::own_processor_seconds,
 };
 use crate::commands::demo::TemporaryDirectory;
 use net::connect::channel;
@@ -153,7 +154,7 @@ impl Bench<'_> {
 
     /// Measures a load; returns its items a second and processor time.
     fn measured(&self, load: impl FnOnce() -> Result<(u64, f64), BenchError>) -> Result<Rate, BenchError> {
-        let processor = || Ok::<_, BenchError>(self.engine.usage()?.processor_seconds + load::own_processor_seconds()?);
+        let processor = || Ok::<_, BenchError>(self.engine.usage()?.processor_seconds + own_processor_seconds()?);
         let before = processor()?;
         let (items, seconds) = load()?;
         let used = processor()? - before;

@@ -15,7 +15,7 @@ use super::{
     frames::{Flood, FloodFrames, GoawayReader, RequestHead},
     service_processes::{Aim, Target},
 };
-use crate::commands::bench::{BenchError, load::seconds};
+use crate::commands::bench::{BenchError, processor_time::seconds};
 use net::connect::{Duplex, connect};
 
 /// The writes a second of a connection of a flood.

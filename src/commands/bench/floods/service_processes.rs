@@ -14,8 +14,8 @@ use std::{
 
 use crate::commands::bench::{
     BenchError, Transport,
-    load::processor_seconds_of,
     memory::resident,
+    processor_time::processor_seconds_of,
     services::{address_by_name, certificates},
 };
 use net::{
