@@ -16,7 +16,10 @@ use aes::{
 };
 use aws_lc_rs::{
     encoding::{AsDer, PublicKeyX509Der},
-    rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey},
+    rsa::{
+        KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey,
+        PublicEncryptingKey,
+    },
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use des::TdesEde2;
@@ -136,6 +139,12 @@ fn boundary(c: &mut Criterion) {
         let (key, _) = device(size);
         group.bench_function(format!("issue a tzpk, RSA-{name}"), |b| {
             b.iter(|| issue(&hsm, &key).wrapped);
+        });
+        group.bench_function(format!("minimum of issue: one RSA-OAEP encryption, RSA-{name}"), |b| {
+            let key = PublicEncryptingKey::from_der(key.der()).unwrap();
+            let key = OaepPublicEncryptingKey::new(key).unwrap();
+            let mut wrapped = [0; 512];
+            b.iter(|| key.encrypt(&OAEP_SHA256_MGF1SHA256, &[7; 16], &mut wrapped, None).unwrap().len());
         });
     }
     group.finish();
