@@ -89,21 +89,28 @@ pub(super) enum Documents {
 /// The routes of a listener: the API below `/pin` and at the root, the documents, and the operational routes.
 pub(super) fn router(edge: Arc<EdgeState>, documents: Documents) -> Router {
     let has_pages = documents == Documents::WebView && edge.shared.settings.web_view.is_some();
-    let pages = if has_pages { web_view_routes::routes() } else { Router::new() };
-    let api = Router::new()
-        .merge(pages)
-        .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
-        .route("/v3/set/tzpk", post(issue_tzpk))
-        .route("/v3/set", post(set_pin))
-        .route("/v3/view", post(view_pin))
-        .route("/v2/{plastic_id}", get(get_pin_by_zone).post(set_pin_by_zone));
-    let routes = Router::new()
-        .merge(api.clone())
-        .nest("/pin", api)
+    let mut routes = Router::new()
+        .merge(api(""))
+        .merge(api("/pin"))
         .merge(page::routes(documents == Documents::Docs))
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/readyz", get(ready));
+    if has_pages {
+        let pages = web_view_routes::routes();
+        routes = routes.merge(pages.clone()).nest("/pin", pages);
+    }
     layered(routes, edge)
+}
+
+/// The API below a path. Not nested: that would copy the target of each request without this path.
+fn api(base: &str) -> Router<Arc<EdgeState>> {
+    let below = |path: &str| format!("{base}{path}");
+    Router::new()
+        .route(&below("/pincontrol/v2/plastic/{plastic_id}"), post(open_control))
+        .route(&below("/v3/set/tzpk"), post(issue_tzpk))
+        .route(&below("/v3/set"), post(set_pin))
+        .route(&below("/v3/view"), post(view_pin))
+        .route(&below("/v2/{plastic_id}"), get(get_pin_by_zone).post(set_pin_by_zone))
 }
 
 /// The routes below the layer that each answer passes.
@@ -927,7 +934,7 @@ mod tests {
                     "SCRIPT_PATH" => SCRIPT_PATH,
                     "STYLE_PATH" => STYLE_PATH,
                     "ICON_PATH" => ICON_PATH,
-                    literal => literal.trim_matches('"'),
+                    literal => literal.trim_start_matches("&below(").trim_end_matches(')').trim_matches('"'),
                 };
                 assert!(path.starts_with('/'), "{argument}");
                 paths.push(path.replace("{plastic_id}", "1").replace("{page}", "bank"));
