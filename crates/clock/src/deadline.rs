@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::monotonic_milliseconds;
 
 tokio::task_local! {
-    static DEADLINE: Deadline;
+    static DEADLINE: Option<Deadline>;
 }
 
 /// The deadline of a call, in milliseconds of CLOCK_MONOTONIC.
@@ -31,13 +31,15 @@ impl Deadline {
 
     /// The deadline of the call that this task serves; `None` for a call without a deadline and a task of the engine itself.
     pub fn of_this_call() -> Option<Self> {
-        DEADLINE.try_with(|deadline| *deadline).ok()
+        DEADLINE.try_with(|deadline| *deadline).ok().flatten()
     }
+}
 
-    /// Runs a call under this deadline, which [`Deadline::of_this_call`] returns inside it.
-    pub async fn serve<F: Future>(self, call: F) -> F::Output {
-        DEADLINE.scope(self, call).await
-    }
+/// Runs a call under its deadline, which [`Deadline::of_this_call`] returns inside it.
+///
+/// No `async fn`: that would keep the future of the call twice. The same is true of every function that gets such a future.
+pub fn under<F: Future>(deadline: Option<Deadline>, call: F) -> impl Future<Output = F::Output> {
+    DEADLINE.scope(deadline, call)
 }
 
 /// Reads the time of a `grpc-timeout` header; `None` for malformed text. The header is up to 8 digits and a unit of H, M, S, m, u or n (gRPC over HTTP/2, "Requests").
@@ -83,7 +85,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_knows_its_deadline_and_no_other_task_does() {
         let deadline = Deadline::within(Duration::from_secs(3_600));
-        assert_eq!(deadline.serve(async { Deadline::of_this_call() }).await, Some(deadline));
+        assert_eq!(under(Some(deadline), async { Deadline::of_this_call() }).await, Some(deadline));
         assert_eq!(Deadline::of_this_call(), None);
         assert!(!deadline.has_passed() && Deadline::within(Duration::ZERO).has_passed());
     }

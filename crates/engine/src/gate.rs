@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures::TryFutureExt;
 use http::{HeaderMap, Request, Response};
 use tonic::{
     Extensions, Status,
@@ -25,7 +26,10 @@ use super::{
 use crate::call_limits::CallAdmission;
 use crate::pin::Pins;
 use audit::entry::{Body as EventBody, CallDenial, Method};
-use clock::{deadline::Deadline, minute_limit::MinuteLimits};
+use clock::{
+    deadline::{Deadline, under},
+    minute_limit::MinuteLimits,
+};
 use domain::{
     caller::Caller,
     card::Tenant,
@@ -64,16 +68,16 @@ impl Call {
     ///
     /// # Errors
     /// The status of the use case's error, which is logged.
-    pub(super) async fn run<T, E: ToStatus>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Status> {
-        self.serve(work).await.map_err(|error| self.failed(&error))
+    pub(super) fn run<T, E: ToStatus>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> impl Future<Output = Result<T, Status>> {
+        self.serve(work).map_err(|error| self.failed(&error))
     }
 
     /// Runs a part of the call under the deadline of its client.
-    pub(super) async fn serve<T>(&self, work: impl Future<Output = T>) -> T {
-        match self.deadline {
-            Some(deadline) => deadline.serve(work).await,
-            None => work.await,
-        }
+    pub(super) fn serve<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        under(self.deadline, work)
     }
 
     /// The caller by the present configuration, which may name the tenant of the stream. A stream asks before each item or

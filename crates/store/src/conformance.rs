@@ -49,7 +49,7 @@ use audit::{
     note::SigningKey,
     tree_head::ChainTree,
 };
-use clock::deadline::Deadline;
+use clock::deadline::{Deadline, under};
 use domain::card::{CardKey, PinStatus, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{
     Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Scope, SealedTzpk, Transition,
@@ -658,10 +658,10 @@ async fn reencryption_and_a_new_account_number_close_no_control(store: &dyn Stor
 async fn a_change_is_dropped_once_its_deadline_has_passed(store: &dyn Store) {
     let opened = keyed(store, card(1)).await;
     let entries = store.audit(1, 1_000).await.unwrap().len();
-    let late = Deadline::within(Duration::ZERO).serve(set(store, opened.id, 1)).await;
+    let late = under(Some(Deadline::within(Duration::ZERO)), set(store, opened.id, 1)).await;
     assert!(matches!(late, Err(ChangeError::Store(StoreError::DeadlinePassed))), "{late:?}");
     assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries);
-    Deadline::within(Duration::from_secs(3_600)).serve(set(store, opened.id, 2)).await.unwrap();
+    under(Some(Deadline::within(Duration::from_secs(3_600))), set(store, opened.id, 2)).await.unwrap();
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);
 }
 

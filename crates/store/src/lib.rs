@@ -481,15 +481,18 @@ impl dyn Store + '_ {
     ///
     /// # Errors
     /// [`Denied::CardUnknown`], [`Denied::Cap`], or an error of the store.
-    pub async fn open_control(
+    pub fn open_control(
         &self,
         control: NewControl,
         admission: Admission,
         event: Event,
-    ) -> Result<Control, ChangeError> {
-        match self.apply_for_call(Change::OpenControl { control, admission }, event).await? {
-            Outcome::Opened(control) => Ok(*control),
-            _ => Err(StoreError::OtherOutcome.into()),
+    ) -> impl Future<Output = Result<Control, ChangeError>> {
+        let applied = self.apply_for_call(Change::OpenControl { control, admission }, event);
+        async {
+            match applied.await? {
+                Outcome::Opened(control) => Ok(*control),
+                _ => Err(StoreError::OtherOutcome.into()),
+            }
         }
     }
 
@@ -497,8 +500,14 @@ impl dyn Store + '_ {
     ///
     /// # Errors
     /// The denials of [`domain::rules::advance`], or an error of the store.
-    pub async fn advance(&self, control: ControlId, transition: Transition, event: Event) -> Result<(), ChangeError> {
-        self.apply_for_call(Change::Advance { control, transition }, event).await.map(drop)
+    pub fn advance(
+        &self,
+        control: ControlId,
+        transition: Transition,
+        event: Event,
+    ) -> impl Future<Output = Result<(), ChangeError>> {
+        let applied = self.apply_for_call(Change::Advance { control, transition }, event);
+        async { applied.await.map(drop) }
     }
 
     /// [`Change::StartPage`].
@@ -735,10 +744,15 @@ impl dyn Store + '_ {
         self.check_reads(epoch)
     }
 
-    async fn apply_for_call(&self, change: Change, event: Event) -> Result<Outcome, ChangeError> {
-        match self.apply(change, event, Deadline::of_this_call()).await? {
-            Outcome::Denied(denied) => Err(denied.into()),
-            outcome => Ok(outcome),
+    /// Makes a change under the deadline of this task's call, which is read now. No `async fn`: its future would keep the change
+    /// and the event to its end.
+    fn apply_for_call(&self, change: Change, event: Event) -> impl Future<Output = Result<Outcome, ChangeError>> {
+        let applied = self.apply(change, event, Deadline::of_this_call());
+        async {
+            match applied.await? {
+                Outcome::Denied(denied) => Err(denied.into()),
+                outcome => Ok(outcome),
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{PinError, Pins, account, block_format, card_binding, control_binding
 use crate::verification_keys::check_is_active;
 use crate::zones::NamedZoneBlock;
 use audit::entry::{Action, BlockFormat, CardEvent, Event, Formats, Outcome};
-use clock::deadline::Deadline;
+use clock::deadline::{Deadline, under};
 use domain::caller::Caller;
 use domain::card::{CardKey, PlasticId, ReencryptedPin, StoredPin, Tenant};
 use domain::control::{Control, ControlId, Denied, Scope, SealedTzpk};
@@ -431,14 +431,6 @@ where
     let (_waits, gone) = oneshot::channel();
     let ended = tokio::spawn(work(gone)).await;
     ended.unwrap_or_else(|_| Err(StoreError::Unavailable("the engine ended the try".into()).into()))
-}
-
-/// Runs a step under the deadline of the caller.
-async fn under<T>(deadline: Option<Deadline>, step: impl Future<Output = T>) -> T {
-    match deadline {
-        Some(deadline) => deadline.serve(step).await,
-        None => step.await,
-    }
 }
 
 fn device_source(control: &Control, under: &SealedTzpk, block: &EncryptedBlock) -> Result<Source, PinError> {

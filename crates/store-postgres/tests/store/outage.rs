@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::proxy::Proxy;
 use crate::{as_store, open, verified_chain};
 use audit::entry::{Action, Body};
-use clock::deadline::Deadline;
+use clock::deadline::{Deadline, under};
 use postgres_server::{PATIENCE, Server, free_port, until};
 use store::conformance::pin_use::{reserve, set_by_zone, settle};
 use store::conformance::{GENEROUS, card, card_event, control, engine_event};
@@ -36,7 +36,7 @@ async fn calls_are_answered_while_the_database_is_away_and_served_after() {
                 let store: &dyn Store = &*store;
                 store.open_control(control(card(number)), GENEROUS, card_event(Action::OpenControl)).await
             };
-            Deadline::within(Duration::from_secs(60)).serve(opened).await
+            under(Some(Deadline::within(Duration::from_secs(60))), opened).await
         }));
     }
     for call in calls {
@@ -73,7 +73,7 @@ async fn a_deadline_that_passes_while_the_database_is_away_is_kept() {
     let store = open(&config).await;
     server.stop();
     let change = set_by_zone(&*store, card(1), 1);
-    let late = Deadline::within(Duration::from_millis(200)).serve(change).await;
+    let late = under(Some(Deadline::within(Duration::from_millis(200))), change).await;
     let is_kept = |error: &StoreError| matches!(error, StoreError::DeadlinePassed | StoreError::Unavailable(_));
     assert!(matches!(&late, Err(ChangeError::Store(error)) if is_kept(error)), "{late:?}");
     server.run();

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{ChangeError, ControlUse, Store, StoreError, ZoneSet};
 use audit::entry::{Action, Body, CardEvent, Entry, Event, Outcome, TryStamp};
-use clock::deadline::Deadline;
+use clock::deadline::{Deadline, under};
 use domain::card::{CardKey, PinStatus, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{ControlState, Denied, RetryTag, Spent};
 use domain::rules::UnknownCards;
@@ -369,14 +369,14 @@ pub(super) async fn a_compared_try_is_settled_after_the_callers_deadline(store: 
     set_by_zone(store, card(1), 1).await.unwrap();
     let number = reserve(store, card(1)).await.unwrap().number;
     let late = Deadline::within(Duration::ZERO);
-    let reserved = late.serve(reserve(store, card(1))).await;
+    let reserved = under(Some(late), reserve(store, card(1))).await;
     assert!(matches!(reserved, Err(ChangeError::Store(StoreError::DeadlinePassed))), "{reserved:?}");
-    assert_eq!(late.serve(settle(store, card(1), number, false)).await.unwrap(), LIMIT - 1);
+    assert_eq!(under(Some(late), settle(store, card(1), number, false)).await.unwrap(), LIMIT - 1);
     let reserved = reserve(store, card(1)).await.unwrap();
     let right = ChangeVerdict::Right { generation: reserved.generation, pin: record(2) };
-    let changed = late.serve(change(store, &reserved, right, None)).await;
+    let changed = under(Some(late), change(store, &reserved, right, None)).await;
     assert!(matches!(changed, Err(ChangeError::Store(StoreError::DeadlinePassed))), "a late new PIN is not written");
-    late.serve(change(store, &reserved, ChangeVerdict::Wrong, None)).await.unwrap();
+    under(Some(late), change(store, &reserved, ChangeVerdict::Wrong, None)).await.unwrap();
 }
 
 const RACERS: usize = 64;
