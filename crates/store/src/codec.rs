@@ -13,6 +13,8 @@ use domain::time::UnixMillis;
 use domain::tries::{Tries, TryState, UNSETTLED_TRIES_MAX};
 use domain::zone_tags::ZoneTags;
 
+use crate::row_bytes::{RowReader, RowWriter};
+
 /// The layout this release writes.
 const VERSION: u8 = 6;
 /// The bytes of a controlId, which begins a control's row.
@@ -72,7 +74,7 @@ pub fn card_of_key(key: &[u8]) -> Option<CardKey> {
 
 /// The row of a card: version, hour, controls in the hour, generation, origin of the PIN, account, tries, tags.
 pub fn encode_card(row: &CardState) -> Vec<u8> {
-    let mut bytes = Writer::new();
+    let mut bytes = versioned();
     bytes.array(&row.hour.to_be_bytes());
     bytes.array(&row.opened.to_be_bytes());
     bytes.array(&row.generation.to_be_bytes());
@@ -91,17 +93,17 @@ pub fn encode_card(row: &CardState) -> Vec<u8> {
             bytes.array(&generation.to_be_bytes());
         }
     }
-    bytes.account(row.account.as_ref());
+    write_account(&mut bytes, row.account.as_ref());
     bytes.array(&row.tries.tries.reserved.to_be_bytes());
     bytes.array(&row.tries.tries.forgiven.to_be_bytes());
     bytes.list(row.tries.unsettled.iter().map(|number| number.to_be_bytes()));
     bytes.list(row.zone_tags.as_slice().iter().map(|tag| tag.0));
-    bytes.0
+    bytes.into_bytes()
 }
 
 /// The card of a row; `None` for bytes that [`encode_card`] does not write, or more forgiven than reserved tries.
 pub fn decode_card(bytes: &[u8]) -> Option<CardState> {
-    let mut read = Reader::new(bytes)?;
+    let mut read = read_versioned(bytes)?;
     let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
     let generation = u64::from_be_bytes(read.array()?);
     let set_by = match read.array()? {
@@ -116,7 +118,7 @@ pub fn decode_card(bytes: &[u8]) -> Option<CardState> {
         }
         _ => return None,
     };
-    let account = read.account()?;
+    let account = read_account(&mut read)?;
     let (reserved, forgiven) = (u64::from_be_bytes(read.array()?), u64::from_be_bytes(read.array()?));
     let unsettled: Box<[u64]> = read.list()?.into_iter().map(u64::from_be_bytes).collect();
     let tags = read.list()?.into_iter().map(RetryTag).collect();
@@ -143,23 +145,23 @@ pub fn locked_card_of(pin_row: &[u8]) -> Option<Vec<u8>> {
 
 /// The row of a PIN: version, time, record, storage key, account.
 pub fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
-    let mut bytes = Writer::new();
+    let mut bytes = versioned();
     bytes.array(&set_at.0.to_be_bytes());
     bytes.blob(&pin.record);
     bytes.array(&[kind_code(pin.key.kind)]);
     bytes.array(&pin.key.version.to_be_bytes());
-    bytes.account(pin.account.as_ref());
-    bytes.0
+    write_account(&mut bytes, pin.account.as_ref());
+    bytes.into_bytes()
 }
 
 /// The PIN of a row; `None` for bytes that [`encode_pin`] does not write.
 pub fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
-    let mut read = Reader::new(bytes)?;
+    let mut read = read_versioned(bytes)?;
     let set_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let record = read.blob()?.into();
     let [kind] = read.array()?;
     let key = RecordKey { kind: kind_of(kind)?, version: u16::from_be_bytes(read.array()?) };
-    let account = read.account()?;
+    let account = read_account(&mut read)?;
     read.end(PinRow { set_at, pin: StoredPin { record, key, account } })
 }
 
@@ -181,14 +183,14 @@ fn kind_of(code: u8) -> Option<StorageKeyKind> {
 
 /// The minimum versions as a version byte and four numbers of 2 bytes.
 pub fn encode_min(min: &MinKeyVersions) -> Vec<u8> {
-    let mut bytes = Writer::new();
+    let mut bytes = versioned();
     [min.wrapped, min.iso_4, min.tdes, min.one_way].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
-    bytes.0
+    bytes.into_bytes()
 }
 
 /// The minimum versions of [`encode_min`]; `None` for other bytes.
 pub fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
-    let mut read = Reader::new(bytes)?;
+    let mut read = read_versioned(bytes)?;
     let mut version = || read.array().map(u16::from_be_bytes);
     let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
     read.end(min)
@@ -199,16 +201,34 @@ pub fn decode_card_reference_key(bytes: &[u8]) -> Option<CardReferenceKey> {
     bytes.try_into().ok().map(CardReferenceKey::from_bytes)
 }
 
+/// The parts of a control that a store keeps until the control is spent. A spent control has none of them.
+pub struct KeptParts<'a> {
+    /// The only device key to serve.
+    pub device_key: Option<&'a Thumbprint>,
+    /// The account number of the card.
+    pub account: Option<&'a RegisteredAccount>,
+    /// The right of a client's pages to start the control.
+    pub page: Option<PageGrant>,
+}
+
+impl<'a> KeptParts<'a> {
+    /// The parts that a store keeps of this control.
+    pub fn of_control(control: &'a Control) -> Self {
+        match control.state {
+            ControlState::Spent(_) => Self { device_key: None, account: None, page: None },
+            ControlState::Open | ControlState::Keyed { .. } => {
+                let Control { device_key, account, page, .. } = control;
+                Self { device_key: device_key.as_ref(), account: account.as_ref(), page: *page }
+            }
+        }
+    }
+}
+
 /// The controlId, then the other fields. A spent control keeps its retry tag, and no device key, account number or page.
 pub fn encode_control(control: &Control) -> Box<[u8]> {
-    let (device_key, account, page) = match control.state {
-        ControlState::Spent(_) => (None, None, None),
-        ControlState::Open | ControlState::Keyed { .. } => {
-            (control.device_key.as_ref(), control.account.as_ref(), control.page)
-        }
-    };
+    let KeptParts { device_key, account, page } = KeptParts::of_control(control);
     let started_by = page.and_then(|grant| grant.started_by);
-    let mut bytes = Writer::with_capacity();
+    let mut bytes = RowWriter::new();
     bytes.array(control.id.as_bytes());
     let kind = match &control.state {
         ControlState::Open => OPEN,
@@ -231,7 +251,7 @@ pub fn encode_control(control: &Control) -> Box<[u8]> {
     bytes.blob(control.card.tenant.as_str().as_bytes());
     bytes.blob(control.card.plastic.as_str().as_bytes());
     bytes.blob(device_key.map_or(&[][..], |key| &key.0));
-    bytes.account(account);
+    write_account(&mut bytes, account);
     bytes.array(&control.opened_generation.to_be_bytes());
     if let Some(PageGrant { client, .. }) = page {
         bytes.array(client.as_bytes());
@@ -248,13 +268,13 @@ pub fn encode_control(control: &Control) -> Box<[u8]> {
         ControlState::Open | ControlState::Spent(_) => {}
     }
     // Copied, not shrunk: the allocator leaves a block that shrinks by less than half as large as it was.
-    bytes.0.as_slice().into()
+    bytes.into_bytes().as_slice().into()
 }
 
 /// The control of a row; `None` for bytes that [`encode_control`] does not write.
 pub fn decode_control(row: &[u8]) -> Option<Control> {
     let (id, bytes) = row.split_first_chunk().map(|(id, bytes)| (ControlId::from_bytes(*id), bytes))?;
-    let mut read = Reader::new(bytes)?;
+    let mut read = read_versioned(bytes)?;
     let [kind] = read.array()?;
     let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let [scope] = read.array()?;
@@ -269,7 +289,7 @@ pub fn decode_control(row: &[u8]) -> Option<Control> {
         [] => None,
         bytes => Some(Thumbprint(bytes.try_into().ok()?)),
     };
-    let account = read.account()?;
+    let account = read_account(&mut read)?;
     let opened_generation = u64::from_be_bytes(read.array()?);
     let page = match (has_page, page_started) {
         (false, false) => None,
@@ -315,91 +335,37 @@ pub fn id_of(control: &[u8]) -> Option<ControlId> {
 
 /// Whether an encoded control is this card's, without reading the rest.
 pub fn is_of(card: &CardKey) -> impl Fn(&[u8]) -> bool {
-    let mut named = Writer(Vec::new());
+    let mut named = RowWriter::new();
     named.blob(card.tenant.as_str().as_bytes());
     named.blob(card.plastic.as_str().as_bytes());
-    move |control| control.get(CARD_AT..).is_some_and(|rest| rest.starts_with(&named.0))
+    let named = named.into_bytes();
+    move |control| control.get(CARD_AT..).is_some_and(|rest| rest.starts_with(&named))
 }
 
-struct Writer(Vec<u8>);
+/// A row of this release, behind its version.
+fn versioned() -> RowWriter {
+    let mut bytes = RowWriter::new();
+    bytes.array(&[VERSION]);
+    bytes
+}
 
-impl Writer {
-    fn new() -> Self {
-        let mut bytes = Self::with_capacity();
-        bytes.array(&[VERSION]);
-        bytes
-    }
+/// Reads a row of this release; `None` for another version.
+fn read_versioned(bytes: &[u8]) -> Option<RowReader<'_>> {
+    bytes.split_first().filter(|(version, _)| **version == VERSION).map(|(_, rest)| RowReader::new(rest))
+}
 
-    /// Empty, with capacity for any row.
-    fn with_capacity() -> Self {
-        Self(Vec::with_capacity(256))
-    }
-
-    fn array(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
-    /// Up to 255 bytes: every blob and text here is far shorter.
-    fn blob(&mut self, bytes: &[u8]) {
-        let kept = bytes.get(..usize::from(u8::MAX)).unwrap_or(bytes);
-        self.0.push(u8::try_from(kept.len()).unwrap_or(u8::MAX));
-        self.0.extend_from_slice(kept);
-    }
-
-    /// Up to 255 items, behind their number.
-    fn list<const N: usize>(&mut self, items: impl ExactSizeIterator<Item = [u8; N]>) {
-        let count = u8::try_from(items.len()).unwrap_or(u8::MAX);
-        self.0.push(count);
-        items.take(count.into()).for_each(|item| self.array(&item));
-    }
-
-    fn account(&mut self, account: Option<&RegisteredAccount>) {
-        self.blob(account.map_or(&[][..], |account| &account.sealed));
-        if let Some(account) = account {
-            self.blob(account.masked.as_bytes());
-        }
+fn write_account(bytes: &mut RowWriter, account: Option<&RegisteredAccount>) {
+    bytes.blob(account.map_or(&[][..], |account| &account.sealed));
+    if let Some(account) = account {
+        bytes.blob(account.masked.as_bytes());
     }
 }
 
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn new(bytes: &'a [u8]) -> Option<Self> {
-        bytes.split_first().filter(|(version, _)| **version == VERSION).map(|(_, rest)| Self(rest))
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_at_checked(N)?;
-        self.0 = rest;
-        taken.try_into().ok()
-    }
-
-    fn blob(&mut self) -> Option<&'a [u8]> {
-        let [length] = self.array()?;
-        let (taken, rest) = self.0.split_at_checked(length.into())?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn text(&mut self) -> Option<&'a str> {
-        std::str::from_utf8(self.blob()?).ok()
-    }
-
-    fn list<const N: usize>(&mut self) -> Option<Vec<[u8; N]>> {
-        let [count] = self.array()?;
-        (0..count).map(|_| self.array()).collect()
-    }
-
-    #[allow(clippy::option_option, reason = "outer: readable; inner: there is one")]
-    fn account(&mut self) -> Option<Option<RegisteredAccount>> {
-        match self.blob()? {
-            [] => Some(None),
-            sealed => Some(Some(RegisteredAccount { sealed: sealed.into(), masked: self.text()?.into() })),
-        }
-    }
-
-    fn end<T>(self, value: T) -> Option<T> {
-        self.0.is_empty().then_some(value)
+#[allow(clippy::option_option, reason = "outer: readable; inner: there is one")]
+fn read_account(read: &mut RowReader<'_>) -> Option<Option<RegisteredAccount>> {
+    match read.blob()? {
+        [] => Some(None),
+        sealed => Some(Some(RegisteredAccount { sealed: sealed.into(), masked: read.text()?.into() })),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod codec;
 pub mod conformance;
 pub mod copy;
 mod open_error;
+pub mod row_bytes;
 pub mod rows;
 pub mod upkeep;
 
