@@ -29,6 +29,8 @@
 mod copy;
 mod journal;
 mod live;
+mod packed_control;
+mod packed_rows;
 mod page;
 mod reply;
 mod reserve;
@@ -338,7 +340,7 @@ impl Embedded {
                 pages.add(number, keep_until);
                 for row in rows {
                     let control = decode_control(row).ok_or_else(|| damaged("a control can't be read"))?;
-                    live.put(control.id, row.into());
+                    live.put(control.id, &packed_control::pack(&control));
                 }
             }
         }

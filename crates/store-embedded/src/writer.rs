@@ -13,8 +13,9 @@ use hashbrown::HashMap;
 use super::{
     ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared, damaged, encode_head,
     is_full,
-    live::{Row, SHARDS},
+    live::SHARDS,
     locked, number_of, os_error,
+    packed_control::{pack, unpack},
     page::{ControlPage, EntryPage, NEVER},
     readable_pin,
     reply::{Promise, Reply, Wakes},
@@ -32,9 +33,7 @@ use domain::control::{Control, ControlId};
 use domain::rules::{self, CardState};
 use domain::storage_key::{KeyWindow, MinKeyVersions};
 use domain::time::UnixMillis;
-use store::codec::{
-    PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
-};
+use store::codec::{PinRow, card_key, decode_card, encode_card, encode_control, encode_min, encode_pin, has_set};
 use store::rows::{Rows, make_change};
 use store::{Change, FailureCause, KeysAtStart, ReportedKeys, StoreError};
 
@@ -178,7 +177,7 @@ struct Batch<'a> {
     min: &'a mut MinKeyVersions,
     write: WriteBatch,
     entries: EntryPage,
-    controls: HashMap<ControlId, Row>,
+    controls: HashMap<ControlId, WrittenControl>,
     cards: HashMap<CardKey, CardState>,
     /// Rows by their key. The order of the keys makes the insertion into the memtable faster.
     pins: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -189,6 +188,14 @@ struct Batch<'a> {
     now: UnixMillis,
     /// Whether the time is written although no change is.
     keeps_time: bool,
+}
+
+/// A state of a control that the commit writes.
+struct WrittenControl {
+    /// For the disk.
+    row: Box<[u8]>,
+    /// For the live controls.
+    packed: Vec<u8>,
 }
 
 impl<'a> Batch<'a> {
@@ -283,7 +290,7 @@ impl<'a> Batch<'a> {
             self.write.insert(&self.shared.audit, first.to_be_bytes(), self.entries.row());
         }
         let (mut open, mut set) = (ControlPage::new(), ControlPage::new());
-        for row in self.controls.values() {
+        for WrittenControl { row, .. } in self.controls.values() {
             if has_set(row) { set.push(row) } else { open.push(row) }
         }
         for (page, pages, keyspace) in
@@ -315,7 +322,7 @@ impl<'a> Batch<'a> {
         if let Some(archived) = self.archived {
             self.shared.archived.store(archived, Ordering::Release);
         }
-        self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
+        self.controls.iter().for_each(|(id, written)| self.shared.live.put(*id, &written.packed));
         Ok(())
     }
 }
@@ -359,7 +366,7 @@ impl Rows for Batch<'_> {
 
     fn control(&self, id: ControlId) -> Option<Control> {
         match self.controls.get(&id) {
-            Some(row) => decode_control(row),
+            Some(written) => unpack(&written.packed),
             None => self.shared.live.find(id),
         }
     }
@@ -382,7 +389,8 @@ impl Rows for Batch<'_> {
     }
 
     fn put_control(&mut self, control: &Control) {
-        self.controls.insert(control.id, encode_control(control));
+        let written = WrittenControl { row: encode_control(control), packed: pack(control) };
+        self.controls.insert(control.id, written);
     }
 
     fn controls_follow(&mut self, card: &CardKey, account: Option<&RegisteredAccount>) {

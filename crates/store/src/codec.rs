@@ -23,8 +23,6 @@ pub const ID_BYTES: usize = 16;
 const KIND_AT: usize = ID_BYTES + 1;
 /// The offset of a control's expiry, so that the sweep need not decode the rest.
 const EXPIRY_AT: usize = KIND_AT + 1;
-/// The offset of a control's card, behind the expiry and the scope.
-const CARD_AT: usize = EXPIRY_AT + 8 + 1;
 
 /// A control's scope, in one byte with the bits of its page, so that a control without a page uses no memory for one.
 const SET_PIN: u8 = 1;
@@ -326,20 +324,6 @@ pub fn keep_until(control: &[u8]) -> Option<UnixMillis> {
 /// Whether an encoded control has set a PIN, without reading the rest.
 pub fn has_set(control: &[u8]) -> bool {
     control.get(KIND_AT) == Some(&SET)
-}
-
-/// The name of an encoded control, without reading the rest.
-pub fn id_of(control: &[u8]) -> Option<ControlId> {
-    control.first_chunk().map(|id| ControlId::from_bytes(*id))
-}
-
-/// Whether an encoded control is this card's, without reading the rest.
-pub fn is_of(card: &CardKey) -> impl Fn(&[u8]) -> bool {
-    let mut named = RowWriter::new();
-    named.blob(card.tenant.as_str().as_bytes());
-    named.blob(card.plastic.as_str().as_bytes());
-    let named = named.into_bytes();
-    move |control| control.get(CARD_AT..).is_some_and(|rest| rest.starts_with(&named))
 }
 
 /// A row of this release, behind its version.
