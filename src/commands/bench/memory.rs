@@ -1,7 +1,8 @@
 //! Measures the memory of one live control: controls in a fresh store, half of them with a tzpk.
 
-use std::{fmt, process, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, process, sync::Arc, time::Duration};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Builder;
 
@@ -18,23 +19,28 @@ use store::Store;
 /// The store changes in flight at a time.
 const IN_FLIGHT: usize = 512;
 
-/// The resident memory before and after the controls were opened, in bytes.
+/// The resident memory before the first control was opened, with half of them, and with all of them, in bytes.
 pub(super) struct Cost {
     controls: usize,
     before: u64,
+    half: u64,
     after: u64,
 }
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let each = self.after.saturating_sub(self.before) as f64 / self.controls.max(1) as f64;
+        let each = |from: u64, to: u64, controls: usize| to.saturating_sub(from) as f64 / controls.max(1) as f64;
         let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let first_half = self.controls / 2;
         write!(
             f,
-            "{} live controls: resident memory {:.0} MiB before, {:.0} MiB after: {each:.0} bytes each, buffers and caches of the store included",
+            "{} live controls: resident memory {:.0} MiB before, {:.0} MiB with half of them, {:.0} MiB after: {:.0} bytes each, buffers and caches of the store included; {:.0} bytes for each of the second half, which finds the buffers full",
             self.controls,
             mebibytes(self.before),
-            mebibytes(self.after)
+            mebibytes(self.half),
+            mebibytes(self.after),
+            each(self.before, self.after, self.controls),
+            each(self.half, self.after, self.controls - first_half),
         )
     }
 }
@@ -46,14 +52,20 @@ pub(super) fn live_controls(arguments: &MemoryArguments) -> Result<Cost, BenchEr
         let store = StoreConfig::embedded(directory.path()).open().await?;
         let before = resident(process::id())?;
         let bar = progress(arguments.count as u64);
-        let opened = futures::stream::iter(0..arguments.count).map(|number| open(&*store, number, &bar));
-        use futures::{StreamExt, TryStreamExt};
-        opened.buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await?;
+        let first_half = arguments.count / 2;
+        open_all(&*store, 0..first_half, &bar).await?;
+        let half = resident(process::id())?;
+        open_all(&*store, first_half..arguments.count, &bar).await?;
+        let after = resident(process::id())?;
         bar.finish_and_clear();
-        let cost = Cost { controls: arguments.count, before, after: resident(process::id())? };
         store.close().await;
-        Ok(cost)
+        Ok(Cost { controls: arguments.count, before, half, after })
     })
+}
+
+async fn open_all(store: &dyn Store, numbers: Range<usize>, bar: &ProgressBar) -> Result<(), BenchError> {
+    let opened = stream::iter(numbers).map(|number| open(store, number, bar));
+    opened.buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await.map(drop)
 }
 
 async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(), BenchError> {
