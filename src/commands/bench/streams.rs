@@ -35,7 +35,7 @@ pub(super) const AUDIT_USER: &str = "bench";
 /// The readings of the engine's memory while items pass.
 const MEMORY_READINGS: usize = 10;
 /// The least rate of a stream in calls of one item: of translations, and of sets.
-const WANTED: [(Work, f64); 2] = [(Work::Translate, 4.0), (Work::Set, 3.0)];
+const WANTED: [(Work, f64); 2] = [(Work::Translate, 6.0), (Work::Set, 4.0)];
 
 /// The arguments of `pinseal bench streams`.
 #[derive(Args)]
