@@ -222,9 +222,9 @@ mod tests {
         translation::{Place, TRANSLATIONS, Translation},
     };
     use hsm_protocol::{
-        Account, AccountNumber, Binding, CardBinding, ControlBinding, DeviceBlock, DeviceKey, EncryptedBlock,
-        FreshTzpk, Isolation, KeyVersion, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount, SealedKey,
-        Source, StorageFormat, StorageVersions, Target,
+        Account, AccountNumber, Binding, BoundRecord, CardBinding, ControlBinding, DeviceBlock, DeviceKey,
+        EncryptedBlock, FreshTzpk, Isolation, KeyVersion, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount,
+        SealedKey, Source, StorageFormat, StorageVersions, Target,
     };
 
     const CONTROL: ControlBinding =
@@ -488,6 +488,10 @@ mod tests {
             wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         let (account, sealed) = (&Account::PlasticId, &issued.sealed);
         let old_phone = phone.public.clone().with_mgf1(Mgf1Hash::Sha1);
+        let many = || {
+            let record = |_| BoundRecord { record: record.clone(), card: card(), account: copy(account) };
+            Request::Reencrypt { records: (0..8).map(record).collect() }
+        };
         let together = || {
             let requests = (0..8).map(|_| set_pin(sealed, block, card())).collect();
             hsm.execute_together(requests).is_ok_and(|replies| replies.iter().all(Result::is_ok))
@@ -500,6 +504,7 @@ mod tests {
             ("device to record", &|| wait(hsm.device_to_record(sealed, &binding(), &block, account)).is_ok()),
             ("record to device", &|| wait(hsm.record_to_device(&record, card(), account, &phone.public)).is_ok()),
             ("re-encrypt", &|| wait(hsm.reencrypt(&record, card(), account)).is_ok()),
+            ("re-encrypt many", &|| wait(hsm.execute(many())).is_ok()),
             ("a batch", &together),
         ]);
     }
@@ -736,6 +741,39 @@ mod tests {
                 "byte {at}"
             );
         }
+    }
+
+    #[test]
+    fn records_of_one_request_have_an_outcome_each() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, GOOD);
+        let record =
+            wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let mut spoilt = record.as_bytes().to_vec();
+        *spoilt.last_mut().unwrap() ^= 1;
+        let spoilt = PinRecord::from_bytes(&spoilt).unwrap();
+        let other = card_of("bank", "1000200031");
+        let records = [(&record, card()), (&spoilt, card()), (&record, other), (&record, card())]
+            .map(|(record, card)| BoundRecord { record: record.clone(), card, account: Account::PlasticId });
+        let alone = wait(hsm.reencrypt(&record, card(), &Account::PlasticId));
+        let request = Request::Reencrypt { records: records.into() };
+        let Ok(Reply::Reencrypted(outcomes)) = wait(hsm.execute(request)) else { panic!("not the reply") };
+        let [first, Err(Error::SealBroken { .. }), Err(Error::SealBroken { .. }), last] = &outcomes[..] else {
+            panic!("other outcomes: {:?}", outcomes.into_iter().map(Result::err).collect::<Vec<_>>())
+        };
+        for outcome in [first, last] {
+            match (outcome, &alone) {
+                (Ok(again), Ok(_)) => {
+                    wait(hsm.record_to_device(again, card(), &Account::PlasticId, &phone.public)).unwrap();
+                }
+                // A format 4 record of level `token` is of no re-encryption.
+                (again, alone) => {
+                    assert_eq!(format!("{:?}", again.as_ref().err()), format!("{:?}", alone.as_ref().err()))
+                }
+            }
+        }
+        assert_eq!(outcomes.len(), 4);
     }
 
     #[test]

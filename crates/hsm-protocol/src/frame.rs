@@ -27,12 +27,12 @@ pub use self::{
 use crate::status::Status;
 
 /// The longest frame, in bytes, its length not counted: a welcome with 255 zone keys and 255 verification keys is under 48 KiB,
-/// a request under 1 KiB.
+/// a request to re-encrypt 64 records under 12 KiB, every other request under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 11;
+const VERSION: u16 = 12;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -299,7 +299,7 @@ mod tests {
     use crate::key_id::KeyId;
     use crate::key_usage::KeyUsage;
     use crate::layout_error::LayoutError;
-    use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
+    use crate::request::{BoundRecord, DeviceBlock, FreshTzpk, REENCRYPTED_MAX, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::status::{MemoryLock, Persistence, StorageVersions};
     use crate::storage_format::StorageFormat;
@@ -377,6 +377,44 @@ mod tests {
         assert!(matches!(*request, Request::Check) && request.is_answered_by(&Reply::Available));
     }
 
+    /// A request to re-encrypt this many of the longest records.
+    fn reencrypt(count: usize) -> Request {
+        let card = CardBinding::new(&"t".repeat(64), &"9".repeat(19)).unwrap();
+        let made_at = MadeAt { level: BoundaryLevel::Token, isolation: Isolation::Process };
+        let longest = || PinRecord::untagged(KeyVersion(1), StorageFormat::Wrapped, made_at, &[9; 40]);
+        let account = || Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap());
+        let record = |_| BoundRecord { record: longest(), card, account: account() };
+        Request::Reencrypt { records: (0..count).map(record).collect() }
+    }
+
+    #[test]
+    fn the_most_records_of_a_request_fit_in_a_frame() {
+        let mut frame = Vec::new();
+        push_frame(&mut frame, 1, |body| write_request(&up_to(reencrypt(REENCRYPTED_MAX)), 9, body));
+        assert!(frame.len() < 12 * 1_024, "{}", frame.len());
+        let taken = take_frame(&mut &frame[..]).unwrap().unwrap();
+        let Ok((_, Request::UpTo { request, .. })) = read_request(taken.body) else { panic!("not the request") };
+        assert!(matches!(*request, Request::Reencrypt { records } if records.len() == REENCRYPTED_MAX));
+    }
+
+    #[test]
+    fn a_request_with_too_many_records_is_rejected() {
+        for (count, is_read) in [(REENCRYPTED_MAX, true), (REENCRYPTED_MAX + 1, false)] {
+            let mut body = Vec::new();
+            write_request(&reencrypt(count), 9, &mut body);
+            assert_eq!(read_request(&body).is_ok(), is_read, "{count}");
+        }
+    }
+
+    #[test]
+    fn a_reply_has_an_outcome_for_each_record() {
+        let outcomes = |count| Reply::Reencrypted((0..count).map(|_| Ok(record())).collect());
+        for (count, is_answer) in [(1, false), (2, true), (3, false)] {
+            assert_eq!(up_to(reencrypt(2)).is_answered_by(&outcomes(count)), is_answer, "{count}");
+        }
+        assert!(!reencrypt(1).is_answered_by(&Reply::Record { record: record(), retry_tag: None }));
+    }
+
     /// The bodies of requests: each operation, each source, each target.
     fn bodies() -> Vec<Vec<u8>> {
         static BODIES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
@@ -413,6 +451,13 @@ mod tests {
             translate(from_zone(ZoneFormat::Iso1), Target::Record, registered()),
             translate(from_zone(ZoneFormat::Iso4), to_zone(ZoneFormat::Iso0), registered()),
             translate(Source::Record(record()), to_zone(ZoneFormat::Iso3), Account::PlasticId),
+            Request::Reencrypt { records: Vec::new() },
+            Request::Reencrypt {
+                records: vec![
+                    BoundRecord { record: record(), card, account: registered() },
+                    BoundRecord { record: one_way_record(), card, account: Account::PlasticId },
+                ],
+            },
             Request::RetryTag { control: [7; 16], block: block() },
             Request::SealPan { number: AccountNumber::parse("5413330089020011").unwrap(), card },
             Request::Verify { source: device(), record: record(), card, account: registered() },
@@ -478,6 +523,8 @@ mod tests {
             Ok(Reply::Block(DeviceBlock { wrapped: vec![8; 256], block: block(), kcv })),
             Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso1))),
             Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso4))),
+            Ok(Reply::Reencrypted(Vec::new())),
+            Ok(Reply::Reencrypted(vec![Ok(record()), Err(Error::UnknownKey), Ok(one_way_record())])),
             Ok(Reply::RetryTag([4; 16])),
             Ok(Reply::SealedPan(SealedAccount::from_bytes(&head(b'A', 30)).unwrap())),
             Ok(Reply::Verified { right: true, moved: Some(one_way_record()) }),

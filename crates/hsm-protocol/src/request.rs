@@ -4,6 +4,7 @@
 use crate::account::{Account, AccountNumber};
 use crate::binding::{Binding, CardBinding, ControlBinding};
 use crate::device_key::DeviceKey;
+use crate::error::Error;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
 use crate::status::StorageVersions;
@@ -32,6 +33,12 @@ pub enum Request {
         card: CardBinding,
         /// The digits that a record is bound to. They come from the control, never with the block.
         account: Account,
+    },
+    /// Re-encrypts stored PINs as [`Request::Translate`] from a record to a record does each. The records of one request share its
+    /// frame, its queue entry and its wake-up, which cost more than a re-encryption by the software token.
+    Reencrypt {
+        /// At most [`REENCRYPTED_MAX`] records.
+        records: Vec<BoundRecord>,
     },
     /// Computes the tag that [`Request::Translate`] gives this block under this control; a retry has the same tag.
     RetryTag {
@@ -128,6 +135,9 @@ impl Request {
         if let Self::UpTo { request, .. } = self {
             return request.is_answered_by(reply);
         }
+        if let (Self::Reencrypt { records }, Reply::Reencrypted(outcomes)) = (self, reply) {
+            return records.len() == outcomes.len();
+        }
         matches!(
             (self, reply),
             (Self::Check, Reply::Available)
@@ -143,6 +153,19 @@ impl Request {
                 | (Self::DeriveValue { .. }, Reply::Value(_))
         )
     }
+}
+
+/// The most records of a [`Request::Reencrypt`]: a call that waits for the thread or worker that executes them waits for no more.
+pub const REENCRYPTED_MAX: usize = 64;
+
+/// A stored PIN, with its card and account.
+pub struct BoundRecord {
+    /// The stored PIN.
+    pub record: PinRecord,
+    /// The card of the record.
+    pub card: CardBinding,
+    /// The digits that the record is bound to.
+    pub account: Account,
 }
 
 /// A PIN block to translate.
@@ -201,6 +224,8 @@ pub enum Reply {
         /// equal for a repeat of the same block, zone, key version and card.
         retry_tag: Option<[u8; 16]>,
     },
+    /// Of [`Request::Reencrypt`]: for each record, in their order, the record to store in its place, or the error.
+    Reencrypted(Vec<Result<PinRecord, Error>>),
     /// Of a translation to [`Target::Device`].
     Block(DeviceBlock),
     /// Of a translation to [`Target::Zone`].

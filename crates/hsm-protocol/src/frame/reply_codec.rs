@@ -2,7 +2,7 @@
 
 use super::{
     FrameError,
-    value_codec::{FrameValue, Reader, push_blob},
+    value_codec::{FrameValue, Reader, push_blob, read_list, write_list},
 };
 use crate::error::{Error, Refusal, UnavailableReason};
 use crate::request::{DeviceBlock, FreshTzpk, Reply};
@@ -43,19 +43,14 @@ const BLOCK: u8 = 3;
 const TAG: u8 = 4;
 const SEALED_PAN: u8 = 5;
 const ZONE_BLOCK: u8 = 6;
+const REENCRYPTED: u8 = 7;
 const VERIFIED: u8 = 16;
 const CHANGED: u8 = 17;
 const VALUE: u8 = 18;
 
 /// Appends the body of a reply.
 pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
-    match result {
-        Ok(reply) => {
-            out.push(DONE);
-            reply.write(out);
-        }
-        Err(error) => write_error(error, out),
-    }
+    result.write(out);
 }
 
 /// Reads the body of a reply.
@@ -64,11 +59,27 @@ pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
 /// The body is cut, has bytes behind the reply, or is of another release.
 pub fn read_reply(body: &[u8]) -> Result<Result<Reply, Error>, FrameError> {
     let mut read = Reader(body);
-    let result = match read.byte()? {
-        DONE => Ok(Reply::read(&mut read)?),
-        code => Err(read_error(code, &mut read)?),
-    };
+    let result = FrameValue::read(&mut read)?;
     read.end(result)
+}
+
+impl<T: FrameValue> FrameValue for Result<T, Error> {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Ok(value) => {
+                out.push(DONE);
+                value.write(out);
+            }
+            Err(error) => write_error(error, out),
+        }
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(match read.byte()? {
+            DONE => Ok(T::read(read)?),
+            code => Err(read_error(code, read)?),
+        })
+    }
 }
 
 // Fields are read in the order in which they are written.
@@ -86,6 +97,10 @@ impl FrameValue for Reply {
                 out.push(RECORD);
                 record.write(out);
                 retry_tag.write(out);
+            }
+            Self::Reencrypted(outcomes) => {
+                out.push(REENCRYPTED);
+                write_list(outcomes, out);
             }
             Self::Block(DeviceBlock { wrapped, block, kcv }) => {
                 out.push(BLOCK);
@@ -129,6 +144,7 @@ impl FrameValue for Reply {
                 kcv: FrameValue::read(read)?,
             }),
             RECORD => Self::Record { record: FrameValue::read(read)?, retry_tag: FrameValue::read(read)? },
+            REENCRYPTED => Self::Reencrypted(read_list(read)?),
             BLOCK => Self::Block(DeviceBlock {
                 wrapped: read.blob()?.to_vec(),
                 block: FrameValue::read(read)?,

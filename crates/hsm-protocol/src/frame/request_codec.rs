@@ -2,15 +2,16 @@
 
 use super::{
     FrameError,
-    value_codec::{FrameValue, Reader},
+    value_codec::{FrameValue, Reader, read_list, write_list},
 };
-use crate::request::{Request, Source, Target};
+use crate::request::{BoundRecord, REENCRYPTED_MAX, Request, Source, Target};
 
 const CHECK: u8 = 0;
 const ISSUE_TZPK: u8 = 1;
 const TRANSLATE: u8 = 2;
 const RETRY_TAG: u8 = 3;
 const SEAL_PAN: u8 = 4;
+const REENCRYPT: u8 = 5;
 const VERIFY: u8 = 16;
 const VERIFY_VALUE: u8 = 17;
 const CHANGE: u8 = 18;
@@ -56,6 +57,10 @@ impl FrameValue for Request {
                 target.write(out);
                 card.write(out);
                 account.write(out);
+            }
+            Self::Reencrypt { records } => {
+                out.push(REENCRYPT);
+                write_list(records, out);
             }
             Self::RetryTag { control, block } => {
                 out.push(RETRY_TAG);
@@ -127,6 +132,13 @@ impl FrameValue for Request {
                 card: FrameValue::read(read)?,
                 account: FrameValue::read(read)?,
             },
+            REENCRYPT => {
+                let records: Vec<_> = read_list(read)?;
+                if records.len() > REENCRYPTED_MAX {
+                    return Err(FrameError);
+                }
+                Self::Reencrypt { records }
+            }
             RETRY_TAG => Self::RetryTag { control: FrameValue::read(read)?, block: FrameValue::read(read)? },
             SEAL_PAN => Self::SealPan { number: FrameValue::read(read)?, card: FrameValue::read(read)? },
             VERIFY => Self::Verify {
@@ -172,6 +184,18 @@ impl FrameValue for Request {
             }
             _ => return Err(FrameError),
         })
+    }
+}
+
+impl FrameValue for BoundRecord {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.record.write(out);
+        self.card.write(out);
+        self.account.write(out);
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self { record: FrameValue::read(read)?, card: FrameValue::read(read)?, account: FrameValue::read(read)? })
     }
 }
 

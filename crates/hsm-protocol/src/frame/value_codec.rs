@@ -283,12 +283,12 @@ impl FrameValue for KeyId {
 }
 
 /// Appends at most 255 values, after their number in one byte.
-fn write_list<T: FrameValue>(values: &[T], out: &mut Vec<u8>) {
+pub(super) fn write_list<T: FrameValue>(values: &[T], out: &mut Vec<u8>) {
     out.push(u8::try_from(values.len()).unwrap_or(u8::MAX));
     values.iter().take(u8::MAX.into()).for_each(|value| value.write(out));
 }
 
-fn read_list<T: FrameValue>(read: &mut Reader<'_>) -> Result<Vec<T>, FrameError> {
+pub(super) fn read_list<T: FrameValue>(read: &mut Reader<'_>) -> Result<Vec<T>, FrameError> {
     (0..read.byte()?).map(|_| T::read(read)).collect()
 }
 
