@@ -130,7 +130,7 @@ impl Collector for EngineCollector {
         ConstCounter::new(progress.reencrypted).encode(reencrypted)?;
         let gauges = [
             ("rotation_pass", "The number of the running pass over all records", u64::from(progress.pass)),
-            ("rotation_records", "PIN records in the store at the start of the pass", progress.total),
+            ("rotation_records", "PIN records to check in the pass", progress.total),
             ("rotation_records_checked", "PIN records checked in the pass", progress.checked),
             ("rotation_records_failed", "PIN records that did not decrypt in the pass", progress.failed),
             (

@@ -39,7 +39,7 @@ pub use self::{
     block_translation::{BlockToTranslate, Translated},
     device_pin::{IssuedTzpk, ShownPin},
     pin_error::PinError,
-    reencryption::{KindsPage, RecordKind, ReencryptError, ReencryptedPage},
+    reencryption::{KindsPage, RecordKind, ReencryptError, ReencryptedPage, TranslatedPage},
     verification::{PinChange, TryLimits, VerifiedPin},
 };
 

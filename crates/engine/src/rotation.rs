@@ -10,15 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{future::OptionFuture, join};
 use tokio::sync::watch;
 
 pub use self::census::{Census, KeyUsers};
-use crate::pin::{Pins, ReencryptError};
+use crate::pin::{Pins, ReencryptError, TranslatedPage};
 use domain::card::CardKey;
 use store::StoreError;
 
-/// The number of cards that one transaction checks.
-const PAGE_CARDS: usize = 256;
+/// The fewest cards of a page, which one transaction writes.
+const PAGE_CARDS_MIN: usize = 256;
+/// The most cards of a page: a change of a cardholder waits for the commit of one page.
+const PAGE_CARDS_MAX: usize = 1_024;
 /// The pause before a retry while the boundary or the store is busy or unavailable.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// The interval of log events about the progress.
@@ -31,7 +34,7 @@ pub struct Progress {
     pub state: RotationState,
     /// The number of the running pass, from 1; 0 before the first pass.
     pub pass: u32,
-    /// Records in the store at the start of the pass.
+    /// Records to check in the pass: counted before the first pass, and those that the pass before has checked.
     pub total: u64,
     /// Records checked in the pass.
     pub checked: u64,
@@ -115,13 +118,8 @@ pub async fn run(
         if status.rotates() && rotated.as_ref() != Some(&keys_and_form) {
             rotated = Some(keys_and_form);
             progress.send_modify(|progress| *progress = Progress::running(progress.records_a_second_max));
-            let mut rotation = Rotation {
-                pins: Arc::clone(&pins),
-                progress: progress.clone(),
-                pace: Pace::start(),
-                newest_one_way: status.storage.one_way.0,
-                one_way: 0,
-            };
+            let mut rotation =
+                Rotation { pins: Arc::clone(&pins), progress: progress.clone(), pace: Pace::start(), one_way: 0 };
             if let Err(error) = rotation.run().await {
                 progress.send_modify(|progress| progress.state = RotationState::Stopped);
                 return tracing::error!(%error, "rotation: the store failed; the rotation continues after a restart");
@@ -141,20 +139,24 @@ struct Rotation {
     pins: Arc<Pins>,
     progress: watch::Sender<Progress>,
     pace: Pace,
-    newest_one_way: u16,
-    /// One-way records under an older key, at the start of the last pass.
+    /// One-way records under an older key, checked in the pass.
     one_way: u64,
 }
 
 impl Rotation {
     async fn run(&mut self) -> Result<(), StoreError> {
+        let mut total = self.count().await?;
+        // The rate does not compensate for the time of the count.
+        self.pace = Pace::start();
         loop {
             let before = self.progress().reencrypted;
-            self.start_pass().await?;
+            self.progress.send_modify(|progress| *progress = progress.next_pass(total));
             self.run_pass().await?;
-            if self.progress().reencrypted == before {
+            let Progress { checked, reencrypted, .. } = self.progress();
+            if reencrypted == before {
                 break;
             }
+            total = checked;
         }
         let Progress { checked, reencrypted, failed, records_a_second, .. } = self.progress();
         if let Err(error) = self.pins.note_rotated(checked, failed).await {
@@ -194,35 +196,41 @@ impl Rotation {
         *self.progress.borrow()
     }
 
-    /// Counts the records of the next pass.
-    async fn start_pass(&mut self) -> Result<(), StoreError> {
+    /// The number of records in the store.
+    async fn count(&self) -> Result<u64, StoreError> {
         let mut census = Census::default();
         while census.count_page(&self.pins).await? {
             tokio::task::yield_now().await;
         }
-        if self.progress().pass == 0 {
-            // The rate does not compensate for the time of the count.
-            self.pace = Pace::start();
-        }
-        self.one_way = census.one_way_before(self.newest_one_way);
-        self.progress.send_modify(|progress| *progress = progress.next_pass(census.total()));
-        Ok(())
+        Ok(census.total())
     }
 
-    /// Checks every record once.
+    /// Checks every record once. While the store writes a page, the boundary re-encrypts the next one.
     async fn run_pass(&mut self) -> Result<(), StoreError> {
-        let (mut after, mut logged): (Option<CardKey>, _) = (None, Instant::now());
+        let cards = page_cards(self.progress().records_a_second_max);
+        self.one_way = 0;
+        let (mut done, mut ahead, mut logged): (Option<CardKey>, Option<TranslatedPage>, _) =
+            (None, None, Instant::now());
         loop {
-            let page = match self.pins.reencrypt_page(after.as_ref(), PAGE_CARDS).await {
+            let page = match ahead.take() {
+                Some(page) => page,
+                None => match self.pins.translate_page(done.as_ref(), cards).await {
+                    Ok(page) => page,
+                    Err(error) => {
+                        wait_to_retry(error).await?;
+                        continue;
+                    }
+                },
+            };
+            // A page that would wait for the rate is not read ahead: its records may change while it waits.
+            let next_after = page.last.filter(|_| self.pace.is_behind(&self.progress(), page.reencrypted()));
+            let translate_next =
+                OptionFuture::from(next_after.as_ref().map(|last| self.pins.translate_page(Some(last), cards)));
+            let (written, next) = join!(self.pins.write_page(page), translate_next);
+            let page = match written {
                 Ok(page) => page,
-                Err(ReencryptError::Store(error))
-                    if !matches!(error, StoreError::Busy { .. } | StoreError::LowOnSpace) =>
-                {
-                    return Err(error);
-                }
                 Err(error) => {
-                    tracing::warn!(%error, "rotation: waits to retry");
-                    tokio::time::sleep(RETRY_AFTER).await;
+                    wait_to_retry(error.into()).await?;
                     continue;
                 }
             };
@@ -232,8 +240,14 @@ impl Rotation {
                 progress.reencrypted += page.reencrypted;
                 progress.records_a_second = self.pace.rate(progress);
             });
+            self.one_way += page.older_one_way;
             let Some(last) = page.last else { return Ok(()) };
-            after = Some(last);
+            done = Some(last);
+            match next {
+                Some(Ok(page)) => ahead = Some(page),
+                Some(Err(error)) => wait_to_retry(error).await?,
+                None => {}
+            }
             let progress = self.progress();
             if logged.elapsed() >= LOG_EVERY {
                 logged = Instant::now();
@@ -241,6 +255,29 @@ impl Rotation {
                 tracing::info!(total, checked, reencrypted, failed, records_a_second, "rotation: running");
             }
             self.pace.wait(&progress).await;
+        }
+    }
+}
+
+/// The cards of a page under this limit of records a second: those of 10 ms, so that a slow rotation does not stop for long.
+fn page_cards(records_a_second_max: u32) -> usize {
+    let of_10_ms = usize::try_from(records_a_second_max / 100).unwrap_or(PAGE_CARDS_MAX);
+    of_10_ms.clamp(PAGE_CARDS_MIN, PAGE_CARDS_MAX)
+}
+
+/// Waits before a page is tried again.
+///
+/// # Errors
+/// The store failed otherwise than by a full queue or disk: no retry succeeds.
+async fn wait_to_retry(error: ReencryptError) -> Result<(), StoreError> {
+    match error {
+        ReencryptError::Store(error) if !matches!(error, StoreError::Busy { .. } | StoreError::LowOnSpace) => {
+            Err(error)
+        }
+        error => {
+            tracing::warn!(%error, "rotation: waits to retry");
+            tokio::time::sleep(RETRY_AFTER).await;
+            Ok(())
         }
     }
 }
@@ -261,6 +298,12 @@ impl Pace {
             // Even if the rotation is behind its rate, calls run first.
             _ => tokio::task::yield_now().await,
         }
+    }
+
+    /// Whether no wait follows, if this many records are re-encrypted in addition.
+    fn is_behind(&self, progress: &Progress, more: u64) -> bool {
+        let after = Progress { reencrypted: progress.reencrypted.saturating_add(more), ..*progress };
+        Self::due(&after) <= self.start.elapsed()
     }
 
     /// Records re-encrypted a second. A page is re-encrypted at once and then waited for, so the time is at least the time
@@ -293,6 +336,18 @@ mod tests {
     fn the_reported_rate_does_not_exceed_the_limit() {
         let progress = Progress { reencrypted: 256, ..Progress::running(10) };
         assert_eq!(Pace::start().rate(&progress), 10);
+    }
+
+    #[test]
+    fn a_slow_rotation_does_not_read_ahead() {
+        let pace = Pace { start: Instant::now().checked_sub(Duration::from_secs(60)).unwrap() };
+        let progress = Progress { reencrypted: 100, ..Progress::running(10) };
+        assert!(pace.is_behind(&progress, 400) && !pace.is_behind(&progress, 100_000));
+    }
+
+    #[test]
+    fn a_page_is_larger_where_the_limit_allows_it() {
+        assert_eq!([1, 2_000, 50_000, 1_000_000].map(page_cards), [256, 256, 500, 1_024]);
     }
 
     #[test]

@@ -6,12 +6,28 @@ use thiserror::Error;
 use super::{Pins, account, card_binding, record_key};
 use audit::entry::Body;
 use domain::card::{CardKey, ReencryptedPin, StoredPin};
-use hsm_protocol::{PinRecord, Reply, Request, Source, StorageFormat, Target};
+use hsm_protocol::{BoundRecord, Persistence, PinRecord, REENCRYPTED_MAX, Reply, Request, StorageFormat};
 use store::StoreError;
 
-/// The most records that are re-encrypted at a time. Fewer than the requests that may wait for a token, so that calls still
-/// fit in its queue.
-const REENCRYPTED_AT_ONCE: usize = 32;
+/// How the records of a page are sent to the boundary.
+struct Requests {
+    /// The most records of one request.
+    records: usize,
+    /// The most requests that wait for the boundary.
+    at_once: usize,
+}
+
+impl Requests {
+    fn to(status: &hsm_protocol::Status) -> Self {
+        match status.persistence {
+            // Each request waits for a session of the token: a call of a cardholder waits for single records, not for many. Fewer
+            // requests than may wait for a token, so that calls still fit in its queue.
+            Persistence::Token => Self { records: 1, at_once: 32 },
+            // The boundary's thread executes all requests of one read before the next call.
+            Persistence::Vault | Persistence::Memory => Self { records: REENCRYPTED_MAX, at_once: 4 },
+        }
+    }
+}
 
 impl Pins {
     /// Reads the kinds of the PIN records of the next cards after `after`.
@@ -27,74 +43,108 @@ impl Pins {
         })
     }
 
-    /// Re-encrypts the PIN records of the next cards that are under an older storage key, or reversible where
-    /// new records are one-way. A PIN that is set at the same time is
-    /// not overwritten.
+    /// Reads the PIN records of the next cards, and re-encrypts those that are under an older storage key, or reversible where new
+    /// records are one-way. The store does not change.
     ///
     /// # Errors
-    /// [`ReencryptError`]: the boundary was not available or busy, or the store failed. No record of the page is changed.
-    pub async fn reencrypt_page(
+    /// [`ReencryptError`]: the boundary was not available or busy, or the store failed.
+    pub async fn translate_page(
         &self,
         after: Option<&CardKey>,
         cards: usize,
-    ) -> Result<ReencryptedPage, ReencryptError> {
+    ) -> Result<TranslatedPage, ReencryptError> {
         let pins = self.store.scan_pins(after, cards).await?;
+        let status = self.boundary.status();
+        let keys = self.usable_keys(&status);
         let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
-        let mut page = ReencryptedPage { last: pins.last().map(|(card, _)| *card), checked, reencrypted: 0, failed: 0 };
-        let mut records = Vec::new();
-        // Many at a time: a boundary in a separate process executes all arrived requests at one wake-up.
-        let keys = &self.usable_keys(&self.boundary.status());
-        let each =
-            |(card, pin): (CardKey, StoredPin)| async move { (self.reencrypted(keys, &card, &pin).await, card, pin) };
-        let mut all = stream::iter(pins.into_iter().map(each)).buffered(REENCRYPTED_AT_ONCE);
-        while let Some((outcome, card, pin)) = all.next().await {
-            match outcome {
-                Ok(None) => {}
-                Ok(Some(after)) => records.push(ReencryptedPin {
-                    card,
-                    before: pin.record,
-                    key: record_key(&after),
-                    after: after.as_bytes().into(),
-                }),
-                Err(error @ (hsm_protocol::Error::Unavailable { .. } | hsm_protocol::Error::Busy { .. })) => {
-                    return Err(error.into());
+        let last = pins.last().map(|(card, _)| *card);
+        let mut page = TranslatedPage { last, checked, failed: 0, older_one_way: 0, records: Vec::new() };
+        let (mut before, mut bound) = (Vec::new(), Vec::new());
+        for (card, pin) in pins {
+            match classify(&keys, &card, &pin) {
+                Ok(Found::Current) => {}
+                Ok(Found::OlderOneWay) => page.older_one_way += 1,
+                Ok(Found::Outdated(record)) => {
+                    before.push((card, pin.record));
+                    bound.push(record);
                 }
-                Err(error) => {
-                    page.failed += 1;
-                    tracing::warn!(%error, "a PIN record can't be re-encrypted under the newest storage key");
-                }
+                Err(error) => page.fail(&error),
             }
         }
-        if !records.is_empty() {
-            page.reencrypted =
-                self.store.reencrypt(records, self.engine_event(Body::RecordsReencrypted { count: 0 })).await?;
+        let Requests { records, at_once } = Requests::to(&status);
+        let mut bound = bound.into_iter().peekable();
+        let requests = std::iter::from_fn(|| {
+            bound.peek()?;
+            Some(self.reencrypted(bound.by_ref().take(records).collect()))
+        });
+        let mut replies = stream::iter(requests).buffered(at_once);
+        let mut before = before.into_iter();
+        while let Some(outcomes) = replies.next().await {
+            for (outcome, (card, before)) in outcomes?.into_iter().zip(before.by_ref()) {
+                match outcome {
+                    Ok(after) => page.records.push(ReencryptedPin {
+                        card,
+                        before,
+                        key: record_key(&after),
+                        after: after.as_bytes().into(),
+                    }),
+                    Err(error @ (hsm_protocol::Error::Unavailable { .. } | hsm_protocol::Error::Busy { .. })) => {
+                        return Err(error.into());
+                    }
+                    Err(error) => page.fail(&error),
+                }
+            }
         }
         Ok(page)
     }
 
-    /// The record under the newest storage key; `None` for a record that already is, and for a one-way record: it moves when its
-    /// PIN is verified right or set.
+    /// Replaces the records of a page by the re-encrypted ones, in one transaction. A PIN that was set since the page was read is not
+    /// overwritten.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed. No record of the page is changed.
+    pub async fn write_page(&self, page: TranslatedPage) -> Result<ReencryptedPage, StoreError> {
+        let TranslatedPage { last, checked, failed, older_one_way, records } = page;
+        let reencrypted = match records.is_empty() {
+            true => 0,
+            false => self.store.reencrypt(records, self.engine_event(Body::RecordsReencrypted { count: 0 })).await?,
+        };
+        Ok(ReencryptedPage { last, checked, reencrypted, failed, older_one_way })
+    }
+
+    /// The outcome of each record, in their order.
     async fn reencrypted(
         &self,
-        keys: &hsm_protocol::Status,
-        card: &CardKey,
-        pin: &StoredPin,
-    ) -> Result<Option<PinRecord>, hsm_protocol::Error> {
-        let record = PinRecord::from_bytes(&pin.record)?;
-        if record.form() == StorageFormat::OneWay || keys.is_current(&record) {
-            return Ok(None);
-        }
-        let translate = Request::Translate {
-            source: Source::Record(record),
-            target: Target::Record,
-            card: card_binding(card)?,
-            account: account(pin.account.as_ref())?,
-        };
-        match self.execute(translate).await? {
-            Reply::Record { record, .. } => Ok(Some(record)),
+        records: Vec<BoundRecord>,
+    ) -> Result<Vec<Result<PinRecord, hsm_protocol::Error>>, hsm_protocol::Error> {
+        match self.execute(Request::Reencrypt { records }).await? {
+            Reply::Reencrypted(outcomes) => Ok(outcomes),
             _ => Err(hsm_protocol::Error::UnexpectedReply),
         }
     }
+}
+
+/// A record as a rotation finds it.
+enum Found {
+    /// The record is under the newest storage key, in the format of new records: it stays.
+    Current,
+    /// A one-way record under another key: it stays until its PIN is verified right or set.
+    OlderOneWay,
+    /// The rotation re-encrypts this record.
+    Outdated(BoundRecord),
+}
+
+fn classify(keys: &hsm_protocol::Status, card: &CardKey, pin: &StoredPin) -> Result<Found, hsm_protocol::Error> {
+    let record = PinRecord::from_bytes(&pin.record)?;
+    Ok(match record.form() {
+        StorageFormat::OneWay if record.storage_key() == keys.storage.one_way => Found::Current,
+        StorageFormat::OneWay => Found::OlderOneWay,
+        _ if keys.is_current(&record) => Found::Current,
+        _ => {
+            let (card, account) = (card_binding(card)?, account(pin.account.as_ref())?);
+            Found::Outdated(BoundRecord { record, card, account })
+        }
+    })
 }
 
 /// The facts about a PIN record in its clear header.
@@ -123,6 +173,28 @@ pub struct KindsPage {
     pub kinds: Vec<Option<RecordKind>>,
 }
 
+/// A page of cards whose re-encrypted records are not in the store.
+pub struct TranslatedPage {
+    /// The last card of the page; `None` after the last card of the store.
+    pub last: Option<CardKey>,
+    checked: u64,
+    failed: u64,
+    older_one_way: u64,
+    records: Vec<ReencryptedPin>,
+}
+
+impl TranslatedPage {
+    /// The number of re-encrypted records.
+    pub fn reencrypted(&self) -> u64 {
+        u64::try_from(self.records.len()).unwrap_or(u64::MAX)
+    }
+
+    fn fail(&mut self, error: &hsm_protocol::Error) {
+        self.failed += 1;
+        tracing::warn!(%error, "a PIN record can't be re-encrypted under the newest storage key");
+    }
+}
+
 /// The result of the re-encryption of a page of cards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReencryptedPage {
@@ -134,6 +206,8 @@ pub struct ReencryptedPage {
     pub reencrypted: u64,
     /// The number of records that did not open.
     pub failed: u64,
+    /// The number of one-way records under another key than the newest. No rotation moves them.
+    pub older_one_way: u64,
 }
 
 /// An error that ended the re-encryption of a page. No record of the page is changed.
@@ -145,4 +219,64 @@ pub enum ReencryptError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::card::{PlasticId, Tenant};
+    use domain::storage_key::{RecordKey, StorageKeyKind};
+    use hsm_protocol::{BoundaryLevel, Isolation, KeyVersion, MadeAt};
+
+    fn status(persistence: Persistence) -> hsm_protocol::Status {
+        let [wrapped, iso_4, tdes, one_way] = [2; 4].map(KeyVersion);
+        hsm_protocol::Status {
+            token: "software".into(),
+            level: BoundaryLevel::Host,
+            isolation: Isolation::Process,
+            form: StorageFormat::Iso4,
+            until: None,
+            keys: Vec::new(),
+            zone_keys: Vec::new(),
+            verification_keys: Vec::new(),
+            even_parity: Vec::new(),
+            reusable_answers: Vec::new(),
+            storage: hsm_protocol::StorageVersions { wrapped, iso_4, tdes, one_way },
+            memory: hsm_protocol::MemoryLock::Locked,
+            persistence,
+            pin_digits: hsm_protocol::PinDigits::new(4, 12).unwrap(),
+        }
+    }
+
+    fn stored(form: StorageFormat, version: u16) -> StoredPin {
+        let made_at = MadeAt { level: BoundaryLevel::Host, isolation: Isolation::Process };
+        let record = PinRecord::untagged(KeyVersion(version), form, made_at, &[7; 32]);
+        let key = RecordKey { kind: StorageKeyKind::Iso4, version };
+        StoredPin { record: record.as_bytes().into(), key, account: None }
+    }
+
+    #[test]
+    fn a_rotation_finds_the_records_that_it_moves() {
+        let card = CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("1000200030").unwrap() };
+        let keys = status(Persistence::Vault);
+        let to_one_way = hsm_protocol::Status { form: StorageFormat::OneWay, ..keys.clone() };
+        let found = |keys, form, version| classify(keys, &card, &stored(form, version)).unwrap();
+        assert!(matches!(found(&keys, StorageFormat::Iso4, 2), Found::Current));
+        assert!(matches!(found(&keys, StorageFormat::OneWay, 2), Found::Current));
+        assert!(matches!(found(&keys, StorageFormat::OneWay, 1), Found::OlderOneWay));
+        for (keys, form, version) in
+            [(&keys, StorageFormat::Iso4, 1), (&keys, StorageFormat::Iso3, 1), (&to_one_way, StorageFormat::Iso4, 2)]
+        {
+            let Found::Outdated(bound) = found(keys, form, version) else { panic!("{form:?} under {version} stays") };
+            assert_eq!(bound.record.as_bytes(), &*stored(form, version).record);
+        }
+        let cut = StoredPin { record: [1, b'P'].into(), ..stored(StorageFormat::Iso4, 1) };
+        assert!(classify(&keys, &card, &cut).is_err());
+    }
+
+    #[test]
+    fn a_token_gets_one_record_in_each_request() {
+        assert_eq!(Requests::to(&status(Persistence::Token)).records, 1);
+        assert_eq!(Requests::to(&status(Persistence::Vault)).records, REENCRYPTED_MAX);
+    }
 }

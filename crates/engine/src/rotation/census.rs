@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::pin::{Pins, RecordKind};
 use domain::card::CardKey;
-use hsm_protocol::StorageFormat;
 use store::StoreError;
 
 /// The number of cards that one read of the store returns.
@@ -78,12 +77,6 @@ impl Census {
         &self.counts
     }
 
-    /// The number of one-way records under a key older than `newest`. No rotation moves them.
-    pub fn one_way_before(&self, newest: u16) -> u64 {
-        let older = |kind: &RecordKind| kind.form == StorageFormat::OneWay && kind.storage_key_version != newest;
-        self.counts.iter().filter(|(kind, _)| older(kind)).map(|(_, records)| records).sum()
-    }
-
     /// The number of records of an unknown format.
     pub fn unreadable(&self) -> u64 {
         self.unreadable
@@ -101,20 +94,6 @@ impl Census {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_way_records_under_older_keys_are_counted() {
-        let mut census = Census::default();
-        for (form, storage_key_version) in [
-            (StorageFormat::OneWay, 1),
-            (StorageFormat::OneWay, 2),
-            (StorageFormat::OneWay, 3),
-            (StorageFormat::Iso4, 1),
-        ] {
-            census.count(Some(RecordKind { form, level: hsm_protocol::BoundaryLevel::Host, storage_key_version }));
-        }
-        assert_eq!(census.one_way_before(3), 2);
-    }
 
     #[test]
     fn records_are_counted_by_format_level_and_key() {
