@@ -11,6 +11,7 @@ mod load;
 mod memory;
 mod processor_time;
 mod report;
+mod rotation_speed;
 mod services;
 mod stages;
 mod streams;
@@ -57,6 +58,9 @@ enum What {
     Floods(floods::FloodArguments),
     /// Streams beside calls of one item over mutual TLS, the engine's memory, and a client that stops reading
     Streams(streams::StreamArguments),
+    /// Re-encryption of PIN records: the key boundary alone on one core, and a durable rotation of the storage key by an engine
+    /// with its separate boundary process
+    Rotation(rotation_speed::RotationBenchArguments),
 }
 
 /// The load, and the API that it uses.
@@ -157,6 +161,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
         What::Flow(arguments) => flow::whole(&arguments),
         What::Floods(arguments) => floods::run(&arguments),
         What::Streams(arguments) => streams::run(&arguments),
+        What::Rotation(arguments) => rotation_speed::run(&arguments),
         What::Timing(arguments) => timing::run(&arguments),
         What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
     }
