@@ -82,6 +82,7 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         every_change_has_its_event_and_no_denial_has,
         a_scan_finds_each_record_once,
         a_reencrypted_record_does_not_replace_a_newer_pin,
+        records_are_reencrypted_in_any_order_and_none_between_them,
         the_first_set_closes_the_other_open_controls_of_its_card,
         a_new_pin_leaves_controls_to_view_and_other_cards_alone,
         a_view_of_a_replaced_record_is_superseded_and_keeps_its_control,
@@ -553,6 +554,27 @@ async fn a_reencrypted_record_does_not_replace_a_newer_pin(store: &dyn Store) {
     let entries = entries.len();
     assert_eq!(store.reencrypt(vec![replacing(1)], reencrypted_event(0)).await.unwrap(), 0);
     assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries, "nothing was replaced, so nothing is recorded");
+}
+
+async fn records_are_reencrypted_in_any_order_and_none_between_them(store: &dyn Store) {
+    for number in [2, 3, 5, 7, 8] {
+        let opened = keyed(store, card(number)).await;
+        set(store, opened.id, 1).await.unwrap();
+    }
+    // Cards 1, 4, 6 and 9 have no PIN.
+    let rounds = [(vec![1, 2, 4, 5, 6, 8, 9], 20, 3), (vec![8, 2, 5], 30, 3), (vec![1, 4], 50, 0), (vec![7], 60, 1)];
+    for (numbers, after, count) in rounds {
+        let mut replacing = Vec::new();
+        for &number in &numbers {
+            let stands = store.pin(&card(number)).await.unwrap();
+            let before = stands.map_or(record(1).record, |pin| pin.record);
+            replacing.push(ReencryptedPin { before, ..reencrypted(card(number), 1, after) });
+        }
+        assert_eq!(store.reencrypt(replacing, reencrypted_event(0)).await.unwrap(), count, "{numbers:?}");
+    }
+    for (number, expected) in [(2, Some(30)), (3, Some(1)), (5, Some(30)), (7, Some(60)), (8, Some(30)), (4, None)] {
+        assert_eq!(store.pin(&card(number)).await.unwrap(), expected.map(record), "{number}");
+    }
 }
 
 pub async fn confirm(store: &dyn Store, id: ControlId, number: u8) -> Result<(), ChangeError> {

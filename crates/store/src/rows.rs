@@ -44,6 +44,14 @@ pub trait Rows {
     /// The row can't be read.
     fn pin(&self, card: &CardKey) -> Result<Option<PinRow>, StoreError>;
 
+    /// The newest PIN of each of these cards, in their order. A store may read neighbours at once.
+    ///
+    /// # Errors
+    /// A row can't be read.
+    fn pins(&self, cards: &[CardKey]) -> Result<Vec<Option<PinRow>>, StoreError> {
+        cards.iter().map(|card| self.pin(card)).collect()
+    }
+
     /// A control; `None` where it does not exist or can't be read.
     fn control(&self, id: ControlId) -> Option<Control>;
 
@@ -304,10 +312,11 @@ impl<R: Rows> Changing<'_, R> {
     }
 
     fn reencrypt(&mut self, pins: Vec<ReencryptedPin>) -> Result<Outcome, ChangeError> {
+        let cards: Vec<_> = pins.iter().map(|reencrypted| reencrypted.card).collect();
         let mut replaced = Vec::with_capacity(pins.len());
-        for reencrypted in pins {
+        for (reencrypted, row) in pins.into_iter().zip(self.0.pins(&cards)?) {
             let card = reencrypted.card;
-            let Some(PinRow { set_at, pin }) = self.0.pin(&card)? else { continue };
+            let Some(PinRow { set_at, pin }) = row else { continue };
             // R10: only the exact bytes that were decrypted are replaced, under a key of the window.
             if let Some(pin) = rules::reencrypt(pin, reencrypted, &self.0.key_window()) {
                 replaced.push((card, set_at, pin));
