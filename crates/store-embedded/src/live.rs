@@ -69,7 +69,7 @@ impl LiveControls {
             shard.open.put(id, packed, &self.hasher)
         };
         if put.is_err() {
-            tracing::error!(control = %id, "no memory holds this control: it is not usable before a restart");
+            tracing::error!("a control has no place in memory: it is not usable before a restart of the engine");
         }
     }
 

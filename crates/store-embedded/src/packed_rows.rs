@@ -39,9 +39,15 @@ impl PackedRows {
     }
 
     /// Adds a row, instead of the row with the same controlId.
+    ///
+    /// # Errors
+    /// [`NoPlace`]: neither row is kept, because an earlier state of a control must not be found after a later one.
     pub(super) fn put(&mut self, id: ControlId, row: &[u8], hasher: &DefaultHashBuilder) -> Result<(), NoPlace> {
+        let Some(place) = push(&mut self.lengths, row) else {
+            self.remove(id, hasher);
+            return Err(NoPlace);
+        };
         let Self { places, lengths } = self;
-        let place = push(lengths, row).ok_or(NoPlace)?;
         let hash_of = |place: &Place| hasher.hash_one(id_bytes(row_at(lengths, *place)));
         let is_same = |other: &Place| row_at(lengths, *other).starts_with(id.as_bytes());
         match places.entry(hasher.hash_one(id.as_bytes()), is_same, hash_of) {
@@ -324,6 +330,10 @@ mod tests {
         assert!(rows.put(id, &[], &hasher).is_err());
         assert!(rows.put(id, &row(id, 1_021, 1), &hasher).is_err());
         rows.put(id, &row(id, 1_020, 1), &hasher).unwrap();
+        // The earlier row is not found after a later one that has no place.
+        assert!(rows.put(id, &row(id, 1_021, 2), &hasher).is_err());
+        assert!(rows.find(hasher.hash_one(id.as_bytes()), id).is_none());
+        assert_eq!((rows.count(), rows.iter().count()), (0, 0));
         assert_eq!(Place::new(1, 1 << POSITION_BITS), None);
     }
 }
