@@ -486,7 +486,9 @@ mod tests {
             std::fs::write(&path, format!("[token]\nmodule = \"m.so\"\nlabel = \"a\"\n{wrong}\n")).unwrap();
             let refused = HsmProcess::load(Some(&path)).err().unwrap().to_string();
             assert!(refused.contains("line 4"), "{refused}");
-            assert!(!refused.contains("2468") && !refused.contains("68"), "{refused}");
+            // The random name of the directory may have these digits.
+            let without_path = refused.replace(path.to_str().unwrap(), "");
+            assert!(!without_path.contains("68"), "{refused}");
         }
     }
 
