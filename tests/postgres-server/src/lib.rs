@@ -11,4 +11,4 @@
 pub mod process_tree;
 mod server;
 
-pub use server::{PATIENCE, Server, free_port, set_standby, until};
+pub use server::{PATIENCE, Server, free_port, until};

@@ -6,6 +6,7 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -181,6 +182,40 @@ impl Server {
         client.batch_execute("SET search_path = pinseal").await.unwrap();
         client
     }
+
+    /// Makes commits wait for a standby that does not exist. The administrator's own commits do not wait.
+    pub async fn require_absent_standby(&self, admin: &Client) {
+        set_standby(admin, "absent").await;
+        // The server reads its settings some time later, in its checkpointer: from then on a commit waits.
+        let probe = Arc::new(self.admin().await);
+        let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = $1";
+        until("a commit waits for the standby", async || {
+            let committed = tokio::spawn({
+                let probe = Arc::clone(&probe);
+                async move { probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')").await }
+            });
+            let mut has_waited = false;
+            while !committed.is_finished() {
+                has_waited |= admin.query_opt(cancel, &[&pid]).await.unwrap().is_some();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            committed.await.unwrap().unwrap();
+            has_waited.then_some(())
+        })
+        .await;
+    }
+
+    /// Makes commits wait for no standby.
+    pub async fn require_no_standby(&self, admin: &Client) {
+        set_standby(admin, "").await;
+    }
+}
+
+async fn set_standby(admin: &Client, name: &str) {
+    admin.batch_execute("SET synchronous_commit = local").await.unwrap();
+    admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }
 
 impl Drop for Server {
@@ -210,13 +245,6 @@ fn unprivileged_user() -> (u32, u32) {
 /// A port that no process listens on.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Makes commits wait for a standby, or for none where the name is empty. The administrator's own commits do not wait.
-pub async fn set_standby(admin: &Client, name: &str) {
-    admin.batch_execute("SET synchronous_commit = local").await.unwrap();
-    admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }
 
 /// Waits for a condition.

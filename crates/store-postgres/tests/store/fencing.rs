@@ -7,7 +7,7 @@ use crate::proxy::{Cut, Proxy};
 use crate::rotation::report;
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
-use postgres_server::{Server, set_standby, until};
+use postgres_server::{Server, until};
 use store::conformance::pin_use::set_by_zone;
 use store::conformance::{card, keyed, record};
 use store::{ChangeError, FailureCause, Store, StoreError, StoreState};
@@ -116,7 +116,7 @@ async fn an_engine_is_displaced_by_an_acknowledged_commit_alone() {
     let server = Server::start();
     let store = open(&PostgresConfig { lease: Duration::from_secs(600), ..server.config("engine-1") }).await;
     let admin = server.admin().await;
-    set_standby(&admin, "absent").await;
+    server.require_absent_standby(&admin).await;
     until("the name of the standby is loaded", async || {
         let row = server.admin().await.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
         (row.get::<_, &str>(0) == "absent").then_some(())
@@ -134,7 +134,7 @@ async fn an_engine_is_displaced_by_an_acknowledged_commit_alone() {
     .await;
     let mut state = as_store(&store).state();
     assert!(!matches!(*state.borrow(), StoreState::Failed(_)));
-    set_standby(&admin, "").await;
+    server.require_no_standby(&admin).await;
     let failed = state.wait_for(|state| matches!(state, StoreState::Failed(_))).await.unwrap().clone();
     assert!(matches!(&failed, StoreState::Failed(failure) if matches!(failure.cause, FailureCause::Displaced)));
     setting.await.unwrap().unwrap_err();

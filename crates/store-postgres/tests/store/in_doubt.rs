@@ -7,7 +7,7 @@ use crate::proxy::{Cut, Proxy};
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
 use domain::tries::Tries;
-use postgres_server::{PATIENCE, Server, set_standby, until};
+use postgres_server::{PATIENCE, Server, until};
 use store::conformance::pin_use::{reserve, set_by_zone};
 use store::conformance::{card, confirm, keyed, record};
 use store::{ChangeError, Store, StoreError, StoreState};
@@ -145,7 +145,7 @@ async fn a_commit_with_a_warning_is_not_acknowledged() {
     let store = open(&PostgresConfig { lease: LEASE, ..server.config("engine-1") }).await;
     let control = keyed(&*store, card(1)).await;
     let admin = server.admin().await;
-    set_standby(&admin, "absent").await;
+    server.require_absent_standby(&admin).await;
     let setting = tokio::spawn({
         let store = Arc::clone(&store);
         async move { set(&*store, control.id, 7).await }
@@ -163,7 +163,7 @@ async fn a_commit_with_a_warning_is_not_acknowledged() {
     })
     .await;
     assert!(!setting.is_finished(), "a commit that no standby has was acknowledged");
-    set_standby(&admin, "").await;
+    server.require_no_standby(&admin).await;
     setting.await.unwrap().unwrap();
     assert_eq!(count(&verified_chain(&store, "engine-1").await, Action::SetPin), 1);
 }
