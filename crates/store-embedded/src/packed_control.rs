@@ -9,57 +9,33 @@
 //! The flags say which of the parts in the second and third line there are.
 
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{
-    Control, ControlId, ControlState, PageClient, PageGrant, PageId, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent,
-    Thumbprint,
-};
+use domain::control::{Control, ControlId, RETRY_GRACE, Scope, Thumbprint};
 use domain::time::UnixMillis;
-use store::codec::{ID_BYTES, KeptParts};
+use store::codec::ID_BYTES;
+use store::control_parts::{KeptParts, SET, kind_of, page_flags, read_page, read_state, write_page, write_state};
 use store::row_bytes::{BLOB_BYTES_MAX, RowReader, RowWriter};
 
 /// The length of a packed control is a multiple of this number of bytes, so that a store has few different lengths.
 pub(super) const WORD_BYTES: usize = 4;
 
-/// The bits of the flags that hold the kind of the control's state.
+/// The bits of the flags that hold the kind of the control's state. [`PAGE_FLAGS`](store::control_parts::PAGE_FLAGS) are the two
+/// highest ones.
 const KIND: u8 = 0x07;
-const OPEN: u8 = 0;
-const KEYED: u8 = 1;
-const SET: u8 = 2;
-const VIEWED: u8 = 3;
-const MALFORMED: u8 = 4;
-const REFUSED: u8 = 5;
-const CHANGED: u8 = 6;
-
 /// The flag of [`Scope::ViewPin`].
 const VIEW_PIN: u8 = 0x08;
 const HAS_ACCOUNT: u8 = 0x10;
 const HAS_DEVICE_KEY: u8 = 0x20;
-/// The flag of a control that pages of a client may start.
-const HAS_PAGE: u8 = 0x40;
-/// The flag of a control that a page started.
-const PAGE_STARTED: u8 = 0x80;
 
 /// Packs a control, without the parts that its row on disk does not keep either ([`KeptParts`]).
 pub(super) fn pack(control: &Control) -> Vec<u8> {
     let KeptParts { device_key, account, page } = KeptParts::of_control(control);
-    let started_by = page.and_then(|grant| grant.started_by);
-    let kind = match &control.state {
-        ControlState::Open => OPEN,
-        ControlState::Keyed { .. } => KEYED,
-        ControlState::Spent(Spent::Set(_)) => SET,
-        ControlState::Spent(Spent::Changed) => CHANGED,
-        ControlState::Spent(Spent::Viewed) => VIEWED,
-        ControlState::Spent(Spent::Malformed) => MALFORMED,
-        ControlState::Spent(Spent::Refused) => REFUSED,
-    };
     let flags = [
         (VIEW_PIN, control.scope == Scope::ViewPin),
         (HAS_ACCOUNT, account.is_some()),
         (HAS_DEVICE_KEY, device_key.is_some()),
-        (HAS_PAGE, page.is_some()),
-        (PAGE_STARTED, started_by.is_some()),
     ];
-    let flags = flags.into_iter().filter(|(_, is_set)| *is_set).fold(kind, |flags, (flag, _)| flags | flag);
+    let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag);
+    let flags = flags.fold(kind_of(&control.state) | page_flags(page.as_ref()), |flags, flag| flags | flag);
 
     let mut bytes = RowWriter::new();
     bytes.array(control.id.as_bytes());
@@ -74,20 +50,8 @@ pub(super) fn pack(control: &Control) -> Vec<u8> {
     if let Some(Thumbprint(thumbprint)) = device_key {
         bytes.array(thumbprint);
     }
-    if let Some(PageGrant { client, .. }) = page {
-        bytes.array(client.as_bytes());
-    }
-    if let Some(started_by) = started_by {
-        bytes.array(started_by.as_bytes());
-    }
-    match &control.state {
-        ControlState::Keyed { tzpk, refused_pins } => {
-            bytes.array(&[*refused_pins]);
-            bytes.blob(&tzpk.0);
-        }
-        ControlState::Spent(Spent::Set(tag)) => bytes.array(&tag.0),
-        ControlState::Open | ControlState::Spent(_) => {}
-    }
+    write_page(&mut bytes, page.as_ref());
+    write_state(&mut bytes, &control.state);
     let mut bytes = bytes.into_bytes();
     bytes.resize(bytes.len().next_multiple_of(WORD_BYTES), 0);
     bytes
@@ -108,28 +72,8 @@ pub(super) fn unpack(bytes: &[u8]) -> Option<Control> {
         false => None,
     };
     let device_key = if has(HAS_DEVICE_KEY) { Some(Thumbprint(read.array()?)) } else { None };
-    let page = match (has(HAS_PAGE), has(PAGE_STARTED)) {
-        (false, false) => None,
-        (false, true) => return None,
-        (true, is_started) => {
-            let client = PageClient::from_bytes(read.array()?);
-            let started_by = if is_started { Some(PageId::from_bytes(read.array()?)) } else { None };
-            Some(PageGrant { client, started_by })
-        }
-    };
-    let state = match flags & KIND {
-        OPEN => ControlState::Open,
-        KEYED => {
-            let [refused_pins] = read.array()?;
-            ControlState::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
-        }
-        SET => ControlState::Spent(Spent::Set(RetryTag(read.array()?))),
-        CHANGED => ControlState::Spent(Spent::Changed),
-        VIEWED => ControlState::Spent(Spent::Viewed),
-        MALFORMED => ControlState::Spent(Spent::Malformed),
-        REFUSED => ControlState::Spent(Spent::Refused),
-        _ => return None,
-    };
+    let page = read_page(flags, &mut read)?;
+    let state = read_state(flags & KIND, &mut read)?;
     let is_padding = read.rest().len() < WORD_BYTES && read.rest().iter().all(|byte| *byte == 0);
     let scope = if has(VIEW_PIN) { Scope::ViewPin } else { Scope::SetPin };
     let card = CardKey { tenant, plastic };
@@ -175,6 +119,7 @@ fn write_card(bytes: &mut RowWriter, card: &CardKey) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::control::{ControlState, PageClient, PageGrant, PageId, RetryTag, SealedTzpk, Spent};
     use store::codec::encode_control;
 
     fn digits(count: usize) -> PlasticId {

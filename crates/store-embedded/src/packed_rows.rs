@@ -111,7 +111,7 @@ impl PackedRows {
         }
     }
 
-    /// All rows.
+    /// Every row once, those of one length one behind the other.
     pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.lengths.iter().flat_map(RowsOfLength::iter)
     }

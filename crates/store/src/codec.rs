@@ -3,16 +3,16 @@
 
 use audit::card_reference::CardReferenceKey;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
-use domain::control::{
-    Control, ControlId, ControlState, PageClient, PageGrant, PageId, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent,
-    Thumbprint,
-};
+use domain::control::{Control, ControlId, RETRY_GRACE, RetryTag, Scope, Thumbprint};
 use domain::rules::{CardState, PinOrigin};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use domain::tries::{Tries, TryState, UNSETTLED_TRIES_MAX};
 use domain::zone_tags::ZoneTags;
 
+use crate::control_parts::{
+    KeptParts, PAGE_FLAGS, SET, kind_of as kind_of_state, page_flags, read_page, read_state, write_page, write_state,
+};
 use crate::row_bytes::{RowReader, RowWriter};
 
 /// The layout this release writes.
@@ -27,19 +27,6 @@ const EXPIRY_AT: usize = KIND_AT + 1;
 /// A control's scope, in one byte with the bits of its page, so that a control without a page uses no memory for one.
 const SET_PIN: u8 = 1;
 const VIEW_PIN: u8 = 2;
-/// The bit of a control's scope for a control that pages of a client may start: the row has the client.
-const HAS_PAGE: u8 = 0x40;
-/// The bit of a control's scope for a page that started it: the row has the page.
-const PAGE_STARTED: u8 = 0x80;
-
-/// The kinds of a control's state.
-const OPEN: u8 = 0;
-const KEYED: u8 = 1;
-const SET: u8 = 2;
-const VIEWED: u8 = 3;
-const MALFORMED: u8 = 4;
-const REFUSED: u8 = 5;
-const CHANGED: u8 = 6;
 
 /// The kinds of what set a PIN.
 const NO_PIN: u8 = 0;
@@ -199,72 +186,25 @@ pub fn decode_card_reference_key(bytes: &[u8]) -> Option<CardReferenceKey> {
     bytes.try_into().ok().map(CardReferenceKey::from_bytes)
 }
 
-/// The parts of a control that a store keeps until the control is spent. A spent control has none of them.
-pub struct KeptParts<'a> {
-    /// The only device key to serve.
-    pub device_key: Option<&'a Thumbprint>,
-    /// The account number of the card.
-    pub account: Option<&'a RegisteredAccount>,
-    /// The right of a client's pages to start the control.
-    pub page: Option<PageGrant>,
-}
-
-impl<'a> KeptParts<'a> {
-    /// The parts that a store keeps of this control.
-    pub fn of_control(control: &'a Control) -> Self {
-        match control.state {
-            ControlState::Spent(_) => Self { device_key: None, account: None, page: None },
-            ControlState::Open | ControlState::Keyed { .. } => {
-                let Control { device_key, account, page, .. } = control;
-                Self { device_key: device_key.as_ref(), account: account.as_ref(), page: *page }
-            }
-        }
-    }
-}
-
 /// The controlId, then the other fields. A spent control keeps its retry tag, and no device key, account number or page.
 pub fn encode_control(control: &Control) -> Box<[u8]> {
     let KeptParts { device_key, account, page } = KeptParts::of_control(control);
-    let started_by = page.and_then(|grant| grant.started_by);
     let mut bytes = RowWriter::new();
     bytes.array(control.id.as_bytes());
-    let kind = match &control.state {
-        ControlState::Open => OPEN,
-        ControlState::Keyed { .. } => KEYED,
-        ControlState::Spent(Spent::Set(_)) => SET,
-        ControlState::Spent(Spent::Changed) => CHANGED,
-        ControlState::Spent(Spent::Viewed) => VIEWED,
-        ControlState::Spent(Spent::Malformed) => MALFORMED,
-        ControlState::Spent(Spent::Refused) => REFUSED,
-    };
-    bytes.array(&[VERSION, kind]);
+    bytes.array(&[VERSION, kind_of_state(&control.state)]);
     bytes.array(&control.expires_at.0.to_be_bytes());
     let scope = match control.scope {
         Scope::SetPin => SET_PIN,
         Scope::ViewPin => VIEW_PIN,
     };
-    let has_page = if page.is_some() { HAS_PAGE } else { 0 };
-    let page_started = if started_by.is_some() { PAGE_STARTED } else { 0 };
-    bytes.array(&[scope | has_page | page_started]);
+    bytes.array(&[scope | page_flags(page.as_ref())]);
     bytes.blob(control.card.tenant.as_str().as_bytes());
     bytes.blob(control.card.plastic.as_str().as_bytes());
     bytes.blob(device_key.map_or(&[][..], |key| &key.0));
     write_account(&mut bytes, account);
     bytes.array(&control.opened_generation.to_be_bytes());
-    if let Some(PageGrant { client, .. }) = page {
-        bytes.array(client.as_bytes());
-    }
-    if let Some(started_by) = started_by {
-        bytes.array(started_by.as_bytes());
-    }
-    match &control.state {
-        ControlState::Keyed { tzpk, refused_pins } => {
-            bytes.array(&[*refused_pins]);
-            bytes.blob(&tzpk.0);
-        }
-        ControlState::Spent(Spent::Set(tag)) => bytes.array(&tag.0),
-        ControlState::Open | ControlState::Spent(_) => {}
-    }
+    write_page(&mut bytes, page.as_ref());
+    write_state(&mut bytes, &control.state);
     // Copied, not shrunk: the allocator leaves a block that shrinks by less than half as large as it was.
     bytes.into_bytes().as_slice().into()
 }
@@ -275,9 +215,8 @@ pub fn decode_control(row: &[u8]) -> Option<Control> {
     let mut read = read_versioned(bytes)?;
     let [kind] = read.array()?;
     let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
-    let [scope] = read.array()?;
-    let (has_page, page_started) = (scope & HAS_PAGE != 0, scope & PAGE_STARTED != 0);
-    let scope = match scope & !(HAS_PAGE | PAGE_STARTED) {
+    let [flags] = read.array()?;
+    let scope = match flags & !PAGE_FLAGS {
         SET_PIN => Scope::SetPin,
         VIEW_PIN => Scope::ViewPin,
         _ => return None,
@@ -289,28 +228,8 @@ pub fn decode_control(row: &[u8]) -> Option<Control> {
     };
     let account = read_account(&mut read)?;
     let opened_generation = u64::from_be_bytes(read.array()?);
-    let page = match (has_page, page_started) {
-        (false, false) => None,
-        (false, true) => return None,
-        (true, is_started) => {
-            let client = PageClient::from_bytes(read.array()?);
-            let started_by = if is_started { Some(PageId::from_bytes(read.array()?)) } else { None };
-            Some(PageGrant { client, started_by })
-        }
-    };
-    let state = match kind {
-        OPEN => ControlState::Open,
-        KEYED => {
-            let [refused_pins] = read.array()?;
-            ControlState::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
-        }
-        SET => ControlState::Spent(Spent::Set(RetryTag(read.array()?))),
-        CHANGED => ControlState::Spent(Spent::Changed),
-        VIEWED => ControlState::Spent(Spent::Viewed),
-        MALFORMED => ControlState::Spent(Spent::Malformed),
-        REFUSED => ControlState::Spent(Spent::Refused),
-        _ => return None,
-    };
+    let page = read_page(flags, &mut read)?;
+    let state = read_state(kind, &mut read)?;
     read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, page, state })
 }
 
@@ -356,6 +275,7 @@ fn read_account(read: &mut RowReader<'_>) -> Option<Option<RegisteredAccount>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::control::{ControlState, PageClient, PageGrant, PageId, SealedTzpk, Spent};
 
     #[test]
     fn every_state_of_a_control_survives_its_encoding() {

@@ -28,6 +28,7 @@
 
 pub mod codec;
 pub mod conformance;
+pub mod control_parts;
 pub mod copy;
 mod open_error;
 pub mod row_bytes;
@@ -478,7 +479,7 @@ impl dyn Store + '_ {
         }
     }
 
-    /// [`Change::OpenControl`].
+    /// [`Change::OpenControl`], which is queued when this is called, under the deadline of the call.
     ///
     /// # Errors
     /// [`Denied::CardUnknown`], [`Denied::Cap`], or an error of the store.
@@ -497,7 +498,7 @@ impl dyn Store + '_ {
         }
     }
 
-    /// [`Change::Advance`].
+    /// [`Change::Advance`], which is queued when this is called, under the deadline of the call.
     ///
     /// # Errors
     /// The denials of [`domain::rules::advance`], or an error of the store.
