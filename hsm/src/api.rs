@@ -222,9 +222,9 @@ mod tests {
         translation::{Place, TRANSLATIONS, Translation},
     };
     use hsm_protocol::{
-        Account, AccountNumber, Binding, BoundRecord, CardBinding, ControlBinding, DeviceBlock, DeviceKey,
-        EncryptedBlock, FreshTzpk, Isolation, KeyVersion, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount,
-        SealedKey, Source, StorageFormat, StorageVersions, Target,
+        Account, AccountNumber, Binding, CardBinding, ControlBinding, DeviceBlock, DeviceKey, EncryptedBlock,
+        FreshTzpk, Isolation, KeyVersion, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount, SealedKey,
+        Source, StorageFormat, StorageVersions, Target,
     };
 
     const CONTROL: ControlBinding =
@@ -488,10 +488,7 @@ mod tests {
             wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         let (account, sealed) = (&Account::PlasticId, &issued.sealed);
         let old_phone = phone.public.clone().with_mgf1(Mgf1Hash::Sha1);
-        let many = || {
-            let record = |_| BoundRecord { record: record.clone(), card: card(), account: copy(account) };
-            Request::Reencrypt { records: (0..8).map(record).collect() }
-        };
+        let many = || Request::Together { requests: (0..8).map(|_| reencrypt(&record, card())).collect() };
         let together = || {
             let requests = (0..8).map(|_| set_pin(sealed, block, card())).collect();
             hsm.execute_together(requests).is_ok_and(|replies| replies.iter().all(Result::is_ok))
@@ -513,6 +510,12 @@ mod tests {
     fn set_pin(sealed: &SealedKey, block: EncryptedBlock, card: CardBinding) -> Request {
         let sealed_tzpk = SealedKey::from_bytes(sealed.as_bytes()).unwrap();
         let source = Source::Device { sealed_tzpk, control: CONTROL, block };
+        Request::Translate { source, target: Target::Record, card, account: Account::PlasticId }
+    }
+
+    /// The request to re-encrypt a record.
+    fn reencrypt(record: &PinRecord, card: CardBinding) -> Request {
+        let source = Source::Record(record.clone());
         Request::Translate { source, target: Target::Record, card, account: Account::PlasticId }
     }
 
@@ -744,7 +747,7 @@ mod tests {
     }
 
     #[test]
-    fn records_of_one_request_have_an_outcome_each() {
+    fn requests_together_have_a_result_each() {
         let (hsm, phone) = (open(), Phone::new());
         let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, GOOD);
@@ -754,18 +757,18 @@ mod tests {
         *spoilt.last_mut().unwrap() ^= 1;
         let spoilt = PinRecord::from_bytes(&spoilt).unwrap();
         let other = card_of("bank", "1000200031");
-        let records = [(&record, card()), (&spoilt, card()), (&record, other), (&record, card())]
-            .map(|(record, card)| BoundRecord { record: record.clone(), card, account: Account::PlasticId });
+        let requests = [(&record, card()), (&spoilt, card()), (&record, other), (&record, card())]
+            .map(|(record, card)| reencrypt(record, card));
         let alone = wait(hsm.reencrypt(&record, card(), &Account::PlasticId));
-        let request = Request::Reencrypt { records: records.into() };
-        let Ok(Reply::Reencrypted(outcomes)) = wait(hsm.execute(request)) else { panic!("not the reply") };
-        let [first, Err(Error::SealBroken { .. }), Err(Error::SealBroken { .. }), last] = &outcomes[..] else {
-            panic!("other outcomes: {:?}", outcomes.into_iter().map(Result::err).collect::<Vec<_>>())
+        let request = Request::Together { requests: requests.into() };
+        let Ok(Reply::Together(results)) = wait(hsm.execute(request)) else { panic!("not the reply") };
+        let [first, Err(Error::SealBroken { .. }), Err(Error::SealBroken { .. }), last] = &results[..] else {
+            panic!("other results: {:?}", results.into_iter().map(Result::err).collect::<Vec<_>>())
         };
-        for outcome in [first, last] {
-            match (outcome, &alone) {
-                (Ok(again), Ok(_)) => {
-                    wait(hsm.record_to_device(again, card(), &Account::PlasticId, &phone.public)).unwrap();
+        for result in [first, last] {
+            match (result, &alone) {
+                (Ok(Reply::Record { record, .. }), Ok(_)) => {
+                    wait(hsm.record_to_device(record, card(), &Account::PlasticId, &phone.public)).unwrap();
                 }
                 // A format 4 record of level `token` is of no re-encryption.
                 (again, alone) => {
@@ -773,7 +776,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(outcomes.len(), 4);
+        assert_eq!(results.len(), 4);
     }
 
     #[test]

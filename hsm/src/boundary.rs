@@ -18,9 +18,9 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use hsm_protocol::{
-    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundRecord, BoundaryLevel, CardBinding, Error, HostOperation,
-    PinDigits, PinRecord, Reply, Request, SealedAccount, Source, StorageFormat, StorageVersions, Target,
-    account_bound_to, record_bound_to,
+    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, HostOperation, PinDigits,
+    PinRecord, Reply, Request, SealedAccount, Source, StorageFormat, StorageVersions, Target, account_bound_to,
+    record_bound_to,
 };
 
 use crate::{
@@ -95,9 +95,7 @@ impl Boundary {
             Request::Translate { source, target, card, account } => {
                 self.translate(storage, (source, decrypted), target, card, account)
             }
-            Request::Reencrypt { records } => {
-                Ok(Reply::Reencrypted(records.iter().map(|record| self.reencrypt(storage, record)).collect()))
-            }
+            Request::Together { requests } => Ok(Reply::Together(self.execute_all(storage, requests))),
             Request::RetryTag { control, block } => {
                 self.token().retry_tag(control, block.as_bytes()).map(Reply::RetryTag)
             }
@@ -219,16 +217,6 @@ impl Boundary {
             }
             (Source::Device { .. }, Target::Device { .. } | Target::Zone { .. })
             | (Source::Zone { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
-        }
-    }
-
-    /// Translates one record to a record.
-    fn reencrypt(&self, storage: StorageVersions, bound: &BoundRecord) -> Result<PinRecord, Error> {
-        let BoundRecord { record, card, account } = bound;
-        let source = Source::Record(record.clone());
-        match self.translate(storage, (&source, None), &Target::Record, card, account)? {
-            Reply::Record { record, .. } => Ok(record),
-            _ => Err(Error::UnexpectedReply),
         }
     }
 

@@ -90,12 +90,11 @@ mod fresh_token;
 mod vectors;
 
 pub use hsm_protocol::{
-    Account, AccountNumber, AccountNumberError, Binding, BoundRecord, BoundaryLevel, CardBinding, Changed,
-    ControlBinding, DeviceBlock, DeviceKey, DeviceKeyError, ENGINE_KEYS, EncryptedBlock, Error, ExpectedValue,
-    FreshTzpk, HostOperation, Isolation, Kcv, KeyId, KeyUsage, KeyVersion, LayoutError, MadeAt, NewRecordFormat,
-    ParityPolicy, PinRecord, Purpose, PvkName, REENCRYPTED_MAX, Refusal, Reply, Request, SealedAccount, SealedKey,
-    Source, Status, StorageFormat, Target, ValueMethod, VerificationValue, ZoneBlock, ZoneFormat, ZoneKey, ZoneName,
-    ZoneRules, ZoneUse,
+    Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, Changed, ControlBinding,
+    DeviceBlock, DeviceKey, DeviceKeyError, ENGINE_KEYS, EncryptedBlock, Error, ExpectedValue, FreshTzpk,
+    HostOperation, Isolation, Kcv, KeyId, KeyUsage, KeyVersion, LayoutError, MadeAt, NewRecordFormat, ParityPolicy,
+    PinRecord, Purpose, PvkName, Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status, StorageFormat,
+    TOGETHER_MAX, Target, ValueMethod, VerificationValue, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
 };
 
 pub use self::{

@@ -8,6 +8,7 @@ mod card_registration;
 mod device_pin;
 mod engine_events;
 mod generation;
+mod many_requests;
 mod pin_error;
 mod reencryption;
 mod verification;

@@ -27,12 +27,12 @@ pub use self::{
 use crate::status::Status;
 
 /// The longest frame, in bytes, its length not counted: a welcome with 255 zone keys and 255 verification keys is under 48 KiB,
-/// a request to re-encrypt 64 records under 12 KiB, every other request under 1 KiB.
+/// 64 translations together under 24 KiB, every other request under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 12;
+const VERSION: u16 = 13;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -299,14 +299,14 @@ mod tests {
     use crate::key_id::KeyId;
     use crate::key_usage::KeyUsage;
     use crate::layout_error::LayoutError;
-    use crate::request::{BoundRecord, DeviceBlock, FreshTzpk, REENCRYPTED_MAX, Reply, Request, Source, Target};
+    use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, TOGETHER_MAX, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::status::{MemoryLock, Persistence, StorageVersions};
     use crate::storage_format::StorageFormat;
     use crate::verification::{Changed, ExpectedValue, PvkName, ValueMethod, VerificationValue};
     use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};
     use crate::zone_format::ZoneFormat;
-    use crate::zone_name::ZoneName;
+    use crate::zone_name::{ZONE_CHARACTERS_MAX, ZoneName};
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
         [vec![1, r#use, 0, 1], vec![7; length - 4]].concat()
@@ -377,42 +377,62 @@ mod tests {
         assert!(matches!(*request, Request::Check) && request.is_answered_by(&Reply::Available));
     }
 
-    /// A request to re-encrypt this many of the longest records.
-    fn reencrypt(count: usize) -> Request {
+    /// This many translations of the longest blocks between the longest zones.
+    fn translations(count: usize) -> Request {
         let card = CardBinding::new(&"t".repeat(64), &"9".repeat(19)).unwrap();
-        let made_at = MadeAt { level: BoundaryLevel::Token, isolation: Isolation::Process };
-        let longest = || PinRecord::untagged(KeyVersion(1), StorageFormat::Wrapped, made_at, &[9; 40]);
-        let account = || Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap());
-        let record = |_| BoundRecord { record: longest(), card, account: account() };
-        Request::Reencrypt { records: (0..count).map(record).collect() }
+        let zone = || ZoneName::parse(&"z".repeat(ZONE_CHARACTERS_MAX)).unwrap();
+        let key = || ZoneKey { zone: zone(), version: Some(KeyVersion(1)) };
+        let translation = |_| Request::Translate {
+            source: Source::Zone { key: key(), block: zone_block(ZoneFormat::Iso4) },
+            target: Target::Zone { key: key(), format: ZoneFormat::Iso4 },
+            card,
+            account: Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap()),
+        };
+        Request::Together { requests: (0..count).map(translation).collect() }
     }
 
     #[test]
-    fn the_most_records_of_a_request_fit_in_a_frame() {
+    fn the_most_translations_together_fit_in_a_frame() {
         let mut frame = Vec::new();
-        push_frame(&mut frame, 1, |body| write_request(&up_to(reencrypt(REENCRYPTED_MAX)), 9, body));
-        assert!(frame.len() < 12 * 1_024, "{}", frame.len());
+        push_frame(&mut frame, 1, |body| write_request(&up_to(translations(TOGETHER_MAX)), 9, body));
+        assert!(frame.len() < 24 * 1_024, "{}", frame.len());
         let taken = take_frame(&mut &frame[..]).unwrap().unwrap();
         let Ok((_, Request::UpTo { request, .. })) = read_request(taken.body) else { panic!("not the request") };
-        assert!(matches!(*request, Request::Reencrypt { records } if records.len() == REENCRYPTED_MAX));
+        assert!(matches!(*request, Request::Together { requests } if requests.len() == TOGETHER_MAX));
     }
 
     #[test]
-    fn a_request_with_too_many_records_is_rejected() {
-        for (count, is_read) in [(REENCRYPTED_MAX, true), (REENCRYPTED_MAX + 1, false)] {
+    fn too_many_requests_together_are_rejected() {
+        for (count, is_read) in [(TOGETHER_MAX, true), (TOGETHER_MAX + 1, false)] {
             let mut body = Vec::new();
-            write_request(&reencrypt(count), 9, &mut body);
+            write_request(&translations(count), 9, &mut body);
             assert_eq!(read_request(&body).is_ok(), is_read, "{count}");
         }
     }
 
     #[test]
-    fn a_reply_has_an_outcome_for_each_record() {
-        let outcomes = |count| Reply::Reencrypted((0..count).map(|_| Ok(record())).collect());
-        for (count, is_answer) in [(1, false), (2, true), (3, false)] {
-            assert_eq!(up_to(reencrypt(2)).is_answered_by(&outcomes(count)), is_answer, "{count}");
+    fn requests_together_are_of_no_kind_that_holds_requests() {
+        let together = |request| Request::Together { requests: vec![request] };
+        for request in [together(together(Request::Check)), together(up_to(Request::Check))] {
+            let mut body = Vec::new();
+            write_request(&request, 9, &mut body);
+            assert!(read_request(&body).is_err());
         }
-        assert!(!reencrypt(1).is_answered_by(&Reply::Record { record: record(), retry_tag: None }));
+        let mut body = Vec::new();
+        write_reply(&Ok(Reply::Together(vec![Ok(Reply::Together(Vec::new()))])), &mut body);
+        assert!(read_reply(&body).is_err());
+    }
+
+    #[test]
+    fn requests_together_are_answered_each_in_its_place() {
+        let request = up_to(Request::Together { requests: vec![Request::Check, translations(0)] });
+        let replies = |replies: Vec<Result<Reply, Error>>| Reply::Together(replies);
+        let nothing = || Ok(Reply::Together(Vec::new()));
+        assert!(request.is_answered_by(&replies(vec![Ok(Reply::Available), nothing()])));
+        assert!(request.is_answered_by(&replies(vec![Err(Error::UnknownKey), nothing()])));
+        assert!(!request.is_answered_by(&replies(vec![nothing(), Ok(Reply::Available)])));
+        assert!(!request.is_answered_by(&replies(vec![Ok(Reply::Available)])));
+        assert!(!request.is_answered_by(&Reply::Available));
     }
 
     /// The bodies of requests: each operation, each source, each target.
@@ -451,11 +471,11 @@ mod tests {
             translate(from_zone(ZoneFormat::Iso1), Target::Record, registered()),
             translate(from_zone(ZoneFormat::Iso4), to_zone(ZoneFormat::Iso0), registered()),
             translate(Source::Record(record()), to_zone(ZoneFormat::Iso3), Account::PlasticId),
-            Request::Reencrypt { records: Vec::new() },
-            Request::Reencrypt {
-                records: vec![
-                    BoundRecord { record: record(), card, account: registered() },
-                    BoundRecord { record: one_way_record(), card, account: Account::PlasticId },
+            Request::Together { requests: Vec::new() },
+            Request::Together {
+                requests: vec![
+                    translate(Source::Record(record()), Target::Record, registered()),
+                    Request::RetryTag { control: [7; 16], block: block() },
                 ],
             },
             Request::RetryTag { control: [7; 16], block: block() },
@@ -523,8 +543,12 @@ mod tests {
             Ok(Reply::Block(DeviceBlock { wrapped: vec![8; 256], block: block(), kcv })),
             Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso1))),
             Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso4))),
-            Ok(Reply::Reencrypted(Vec::new())),
-            Ok(Reply::Reencrypted(vec![Ok(record()), Err(Error::UnknownKey), Ok(one_way_record())])),
+            Ok(Reply::Together(Vec::new())),
+            Ok(Reply::Together(vec![
+                Ok(Reply::RetryTag([4; 16])),
+                Err(Error::UnknownKey),
+                Ok(Reply::Record { record: one_way_record(), retry_tag: None }),
+            ])),
             Ok(Reply::RetryTag([4; 16])),
             Ok(Reply::SealedPan(SealedAccount::from_bytes(&head(b'A', 30)).unwrap())),
             Ok(Reply::Verified { right: true, moved: Some(one_way_record()) }),

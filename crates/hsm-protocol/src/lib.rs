@@ -66,7 +66,7 @@ pub use self::{
     key_id::KeyId,
     key_usage::{ENGINE_KEYS, KeyUsage},
     layout_error::LayoutError,
-    request::{BoundRecord, DeviceBlock, FreshTzpk, REENCRYPTED_MAX, Reply, Request, Source, Target},
+    request::{DeviceBlock, FreshTzpk, Reply, Request, Source, TOGETHER_MAX, Target},
     sealed::{
         ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, NONCE_BYTES, PinRecord, RECORD_MESSAGE_BYTES_MAX, SALT_BYTES,
         SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control, record_bound_to,

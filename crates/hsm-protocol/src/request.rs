@@ -34,12 +34,6 @@ pub enum Request {
         /// The digits that a record is bound to. They come from the control, never with the block.
         account: Account,
     },
-    /// Re-encrypts stored PINs as [`Request::Translate`] from a record to a record does each. The records of one request share its
-    /// frame, its queue entry and its wake-up, which cost more than a re-encryption by the software token.
-    Reencrypt {
-        /// At most [`REENCRYPTED_MAX`] records.
-        records: Vec<BoundRecord>,
-    },
     /// Computes the tag that [`Request::Translate`] gives this block under this control; a retry has the same tag.
     RetryTag {
         /// The controlId.
@@ -119,6 +113,12 @@ pub enum Request {
         /// The card of the other record, and the digits to bind it to. One of card and digits stays.
         to: (CardBinding, Account),
     },
+    /// Other requests, each of which is executed as it would be alone. They share a frame, a queue entry and a wake-up, which
+    /// cost more than a translation by the software token; and that token decrypts their blocks as one batch.
+    Together {
+        /// At most [`TOGETHER_MAX`] requests, none of this kind and no [`Request::UpTo`].
+        requests: Vec<Request>,
+    },
     /// Another request, which encrypts a new record under the newest storage key that is not above these versions. The versions
     /// are those in use by all engines of a store: another engine may lack a newer key.
     UpTo {
@@ -135,8 +135,11 @@ impl Request {
         if let Self::UpTo { request, .. } = self {
             return request.is_answered_by(reply);
         }
-        if let (Self::Reencrypt { records }, Reply::Reencrypted(outcomes)) = (self, reply) {
-            return records.len() == outcomes.len();
+        if let (Self::Together { requests }, Reply::Together(results)) = (self, reply) {
+            let is_answer = |(request, result): (&Self, &Result<Reply, Error>)| {
+                result.as_ref().map_or(true, |reply| request.is_answered_by(reply))
+            };
+            return requests.len() == results.len() && requests.iter().zip(results).all(is_answer);
         }
         matches!(
             (self, reply),
@@ -155,18 +158,8 @@ impl Request {
     }
 }
 
-/// The most records of a [`Request::Reencrypt`]: a call that waits for the thread or worker that executes them waits for no more.
-pub const REENCRYPTED_MAX: usize = 64;
-
-/// A stored PIN, with its card and account.
-pub struct BoundRecord {
-    /// The stored PIN.
-    pub record: PinRecord,
-    /// The card of the record.
-    pub card: CardBinding,
-    /// The digits that the record is bound to.
-    pub account: Account,
-}
+/// The most requests of a [`Request::Together`]: a call that waits for the thread that executes them waits for no more.
+pub const TOGETHER_MAX: usize = 64;
 
 /// A PIN block to translate.
 #[derive(Clone)]
@@ -224,8 +217,8 @@ pub enum Reply {
         /// equal for a repeat of the same block, zone, key version and card.
         retry_tag: Option<[u8; 16]>,
     },
-    /// Of [`Request::Reencrypt`]: for each record, in their order, the record to store in its place, or the error.
-    Reencrypted(Vec<Result<PinRecord, Error>>),
+    /// Of [`Request::Together`]: the result of each request, in their order.
+    Together(Vec<Result<Reply, Error>>),
     /// Of a translation to [`Target::Device`].
     Block(DeviceBlock),
     /// Of a translation to [`Target::Zone`].

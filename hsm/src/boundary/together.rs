@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 
 use bitslice_des::{Batch, Blocks};
-use hsm_protocol::{Binding, EncryptedBlock, Error, Reply, Request, SealedKey, Source, Target, bound_to_control};
+use hsm_protocol::{
+    Binding, EncryptedBlock, Error, Reply, Request, SealedKey, Source, StorageVersions, Target, bound_to_control,
+};
 
 use super::Boundary;
 use crate::{
@@ -40,13 +42,20 @@ type DeviceBlock<'a> = (&'a SealedKey, Binding, &'a EncryptedBlock);
 impl Boundary {
     /// Executes each request. The replies are in the order of the requests.
     pub(crate) fn execute_together(&self, requests: &[Request]) -> Vec<Result<Reply, Error>> {
+        self.execute_all(self.token().current().storage, requests)
+    }
+
+    /// Executes each request, with new records under `storage`.
+    pub(super) fn execute_all(&self, storage: StorageVersions, requests: &[Request]) -> Vec<Result<Reply, Error>> {
         let mut replies = Vec::with_capacity(requests.len());
-        for requests in requests.chunks(Batch::BLOCKS_MAX) {
+        // A request that holds others has a batch of its own.
+        let groups = requests.chunk_by(|one, next| !holds_requests(one) && !holds_requests(next));
+        for requests in groups.flat_map(|group| group.chunks(Batch::BLOCKS_MAX)) {
             match self.tzpk_opener().filter(|_| device_blocks(requests).count() >= BATCH_MIN) {
                 Some(opener) => {
-                    BATCH.with_borrow_mut(|batch| self.execute_batch(opener, batch, requests, &mut replies))
+                    BATCH.with_borrow_mut(|batch| self.execute_batch(opener, batch, storage, requests, &mut replies))
                 }
-                None => replies.extend(requests.iter().map(|request| self.execute(request))),
+                None => replies.extend(requests.iter().map(|request| self.execute_under(storage, request, None))),
             }
         }
         replies
@@ -63,6 +72,7 @@ impl Boundary {
         &self,
         opener: &dyn TzpkOpener,
         batch: &mut Batch,
+        storage: StorageVersions,
         requests: &[Request],
         replies: &mut Vec<Result<Reply, Error>>,
     ) {
@@ -81,8 +91,16 @@ impl Boundary {
         let blocks = in_workspace(|_| batch.decrypt());
         for (request, place) in requests.iter().zip(places) {
             let decrypted = place.map(|at| Decrypted { blocks: &blocks, at });
-            replies.push(self.execute_under(self.token().current().storage, request, decrypted));
+            replies.push(self.execute_under(storage, request, decrypted));
         }
+    }
+}
+
+fn holds_requests(request: &Request) -> bool {
+    match request {
+        Request::UpTo { request, .. } => holds_requests(request),
+        Request::Together { .. } => true,
+        _ => false,
     }
 }
 

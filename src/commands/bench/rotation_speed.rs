@@ -29,8 +29,8 @@ use engine::Engine;
 use engine_client::{EngineTls, RunningEngine};
 use engine_server::StoreConfig;
 use hsm::{
-    Account, BoundRecord, CardBinding, Config, Hsm, KeyAlgorithm, KeyStore, KeyUsage, PinRecord, REENCRYPTED_MAX,
-    Reply, Request,
+    Account, CardBinding, Config, Hsm, KeyAlgorithm, KeyStore, KeyUsage, PinRecord, Reply, Request, Source,
+    TOGETHER_MAX, Target,
 };
 use hsm_config::HsmProcess;
 use proto::RotationState;
@@ -170,17 +170,18 @@ async fn measure_boundary(data: &Path) -> Result<f64, BenchError> {
     let pins = store.scan_pins(None, usize::MAX).await?;
     store.close().await;
     let mut requests = Vec::new();
-    for pins in pins.chunks(REENCRYPTED_MAX) {
-        let bound = pins.iter().map(|(card, pin)| {
-            let record = PinRecord::from_bytes(&pin.record).map_err(failed)?;
-            Ok::<_, BenchError>(BoundRecord { record, card: binding(card)?, account: Account::PlasticId })
+    for pins in pins.chunks(TOGETHER_MAX) {
+        let reencrypt = pins.iter().map(|(card, pin)| {
+            let source = Source::Record(PinRecord::from_bytes(&pin.record).map_err(failed)?);
+            let (target, card) = (Target::Record, binding(card)?);
+            Ok::<_, BenchError>(Request::Translate { source, target, card, account: Account::PlasticId })
         });
-        requests.push(Request::Reencrypt { records: bound.collect::<Result<_, _>>()? });
+        requests.push(Request::Together { requests: reencrypt.collect::<Result<_, _>>()? });
     }
     let start = Instant::now();
     for request in requests {
-        let Reply::Reencrypted(outcomes) = execute(&hsm, request)? else { return Err(other_reply()) };
-        outcomes.into_iter().try_for_each(|outcome| outcome.map(drop).map_err(failed))?;
+        let Reply::Together(results) = execute(&hsm, request)? else { return Err(other_reply()) };
+        results.into_iter().try_for_each(|result| result.map(drop).map_err(failed))?;
     }
     Ok(pins.len() as f64 / start.elapsed().as_secs_f64())
 }

@@ -1,33 +1,12 @@
 //! Re-encryption of PIN records under the newest storage key, and their kinds.
 
-use futures::{StreamExt, stream};
 use thiserror::Error;
 
 use super::{Pins, account, card_binding, record_key};
 use audit::entry::Body;
 use domain::card::{CardKey, ReencryptedPin, StoredPin};
-use hsm_protocol::{BoundRecord, Persistence, PinRecord, REENCRYPTED_MAX, Reply, Request, StorageFormat};
+use hsm_protocol::{PinRecord, Reply, Request, Source, StorageFormat, Target};
 use store::StoreError;
-
-/// How the records of a page are sent to the boundary.
-struct Requests {
-    /// The most records of one request.
-    records: usize,
-    /// The most requests that wait for the boundary.
-    at_once: usize,
-}
-
-impl Requests {
-    fn to(status: &hsm_protocol::Status) -> Self {
-        match status.persistence {
-            // Each request waits for a session of the token: a call of a cardholder waits for single records, not for many. Fewer
-            // requests than may wait for a token, so that calls still fit in its queue.
-            Persistence::Token => Self { records: 1, at_once: 32 },
-            // The boundary's thread executes all requests of one read before the next call.
-            Persistence::Vault | Persistence::Memory => Self { records: REENCRYPTED_MAX, at_once: 4 },
-        }
-    }
-}
 
 impl Pins {
     /// Reads the kinds of the PIN records of the next cards after `after`.
@@ -59,40 +38,34 @@ impl Pins {
         let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
         let last = pins.last().map(|(card, _)| *card);
         let mut page = TranslatedPage { last, checked, failed: 0, older_one_way: 0, records: Vec::new() };
-        let (mut before, mut bound) = (Vec::new(), Vec::new());
+        let (mut before, mut requests) = (Vec::new(), Vec::new());
         for (card, pin) in pins {
-            match classify(&keys, &card, &pin) {
+            match classify(&keys, &pin) {
                 Ok(Found::Current) => {}
                 Ok(Found::OlderOneWay) => page.older_one_way += 1,
-                Ok(Found::Outdated(record)) => {
-                    before.push((card, pin.record));
-                    bound.push(record);
-                }
+                Ok(Found::Outdated(record)) => match reencrypt(&card, &pin, record) {
+                    Ok(request) => {
+                        before.push((card, pin.record));
+                        requests.push(request);
+                    }
+                    Err(error) => page.fail(&error),
+                },
                 Err(error) => page.fail(&error),
             }
         }
-        let Requests { records, at_once } = Requests::to(&status);
-        let mut bound = bound.into_iter().peekable();
-        let requests = std::iter::from_fn(|| {
-            bound.peek()?;
-            Some(self.reencrypted(bound.by_ref().take(records).collect()))
-        });
-        let mut replies = stream::iter(requests).buffered(at_once);
-        let mut before = before.into_iter();
-        while let Some(outcomes) = replies.next().await {
-            for (outcome, (card, before)) in outcomes?.into_iter().zip(before.by_ref()) {
-                match outcome {
-                    Ok(after) => page.records.push(ReencryptedPin {
-                        card,
-                        before,
-                        key: record_key(&after),
-                        after: after.as_bytes().into(),
-                    }),
-                    Err(error @ (hsm_protocol::Error::Unavailable { .. } | hsm_protocol::Error::Busy { .. })) => {
-                        return Err(error.into());
-                    }
-                    Err(error) => page.fail(&error),
+        for (result, (card, before)) in self.execute_all(requests).await?.into_iter().zip(before) {
+            match result {
+                Ok(Reply::Record { record: after, .. }) => page.records.push(ReencryptedPin {
+                    card,
+                    before,
+                    key: record_key(&after),
+                    after: after.as_bytes().into(),
+                }),
+                Ok(_) => page.fail(&hsm_protocol::Error::UnexpectedReply),
+                Err(error @ (hsm_protocol::Error::Unavailable { .. } | hsm_protocol::Error::Busy { .. })) => {
+                    return Err(error.into());
                 }
+                Err(error) => page.fail(&error),
             }
         }
         Ok(page)
@@ -111,17 +84,6 @@ impl Pins {
         };
         Ok(ReencryptedPage { last, checked, reencrypted, failed, older_one_way })
     }
-
-    /// The outcome of each record, in their order.
-    async fn reencrypted(
-        &self,
-        records: Vec<BoundRecord>,
-    ) -> Result<Vec<Result<PinRecord, hsm_protocol::Error>>, hsm_protocol::Error> {
-        match self.execute(Request::Reencrypt { records }).await? {
-            Reply::Reencrypted(outcomes) => Ok(outcomes),
-            _ => Err(hsm_protocol::Error::UnexpectedReply),
-        }
-    }
 }
 
 /// A record as a rotation finds it.
@@ -131,20 +93,23 @@ enum Found {
     /// A one-way record under another key: it stays until its PIN is verified right or set.
     OlderOneWay,
     /// The rotation re-encrypts this record.
-    Outdated(BoundRecord),
+    Outdated(PinRecord),
 }
 
-fn classify(keys: &hsm_protocol::Status, card: &CardKey, pin: &StoredPin) -> Result<Found, hsm_protocol::Error> {
+fn classify(keys: &hsm_protocol::Status, pin: &StoredPin) -> Result<Found, hsm_protocol::Error> {
     let record = PinRecord::from_bytes(&pin.record)?;
     Ok(match record.form() {
         StorageFormat::OneWay if record.storage_key() == keys.storage.one_way => Found::Current,
         StorageFormat::OneWay => Found::OlderOneWay,
         _ if keys.is_current(&record) => Found::Current,
-        _ => {
-            let (card, account) = (card_binding(card)?, account(pin.account.as_ref())?);
-            Found::Outdated(BoundRecord { record, card, account })
-        }
+        _ => Found::Outdated(record),
     })
+}
+
+/// The request that re-encrypts the record of a card.
+fn reencrypt(card: &CardKey, pin: &StoredPin, record: PinRecord) -> Result<Request, hsm_protocol::Error> {
+    let (card, account) = (card_binding(card)?, account(pin.account.as_ref())?);
+    Ok(Request::Translate { source: Source::Record(record), target: Target::Record, card, account })
 }
 
 /// The facts about a PIN record in its clear header.
@@ -224,11 +189,10 @@ pub enum ReencryptError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::card::{PlasticId, Tenant};
     use domain::storage_key::{RecordKey, StorageKeyKind};
     use hsm_protocol::{BoundaryLevel, Isolation, KeyVersion, MadeAt};
 
-    fn status(persistence: Persistence) -> hsm_protocol::Status {
+    fn status() -> hsm_protocol::Status {
         let [wrapped, iso_4, tdes, one_way] = [2; 4].map(KeyVersion);
         hsm_protocol::Status {
             token: "software".into(),
@@ -243,7 +207,7 @@ mod tests {
             reusable_answers: Vec::new(),
             storage: hsm_protocol::StorageVersions { wrapped, iso_4, tdes, one_way },
             memory: hsm_protocol::MemoryLock::Locked,
-            persistence,
+            persistence: hsm_protocol::Persistence::Vault,
             pin_digits: hsm_protocol::PinDigits::new(4, 12).unwrap(),
         }
     }
@@ -257,26 +221,19 @@ mod tests {
 
     #[test]
     fn a_rotation_finds_the_records_that_it_moves() {
-        let card = CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("1000200030").unwrap() };
-        let keys = status(Persistence::Vault);
+        let keys = status();
         let to_one_way = hsm_protocol::Status { form: StorageFormat::OneWay, ..keys.clone() };
-        let found = |keys, form, version| classify(keys, &card, &stored(form, version)).unwrap();
+        let found = |keys, form, version| classify(keys, &stored(form, version)).unwrap();
         assert!(matches!(found(&keys, StorageFormat::Iso4, 2), Found::Current));
         assert!(matches!(found(&keys, StorageFormat::OneWay, 2), Found::Current));
         assert!(matches!(found(&keys, StorageFormat::OneWay, 1), Found::OlderOneWay));
         for (keys, form, version) in
             [(&keys, StorageFormat::Iso4, 1), (&keys, StorageFormat::Iso3, 1), (&to_one_way, StorageFormat::Iso4, 2)]
         {
-            let Found::Outdated(bound) = found(keys, form, version) else { panic!("{form:?} under {version} stays") };
-            assert_eq!(bound.record.as_bytes(), &*stored(form, version).record);
+            let Found::Outdated(record) = found(keys, form, version) else { panic!("{form:?} under {version} stays") };
+            assert_eq!(record.as_bytes(), &*stored(form, version).record);
         }
         let cut = StoredPin { record: [1, b'P'].into(), ..stored(StorageFormat::Iso4, 1) };
-        assert!(classify(&keys, &card, &cut).is_err());
-    }
-
-    #[test]
-    fn a_token_gets_one_record_in_each_request() {
-        assert_eq!(Requests::to(&status(Persistence::Token)).records, 1);
-        assert_eq!(Requests::to(&status(Persistence::Vault)).records, REENCRYPTED_MAX);
+        assert!(classify(&keys, &cut).is_err());
     }
 }

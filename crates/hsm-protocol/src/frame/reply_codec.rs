@@ -2,7 +2,7 @@
 
 use super::{
     FrameError,
-    value_codec::{FrameValue, Reader, push_blob, read_list, write_list},
+    value_codec::{FrameValue, Reader, push_blob, write_list},
 };
 use crate::error::{Error, Refusal, UnavailableReason};
 use crate::request::{DeviceBlock, FreshTzpk, Reply};
@@ -43,10 +43,10 @@ const BLOCK: u8 = 3;
 const TAG: u8 = 4;
 const SEALED_PAN: u8 = 5;
 const ZONE_BLOCK: u8 = 6;
-const REENCRYPTED: u8 = 7;
 const VERIFIED: u8 = 16;
 const CHANGED: u8 = 17;
 const VALUE: u8 = 18;
+const TOGETHER: u8 = 33;
 
 /// Appends the body of a reply.
 pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
@@ -98,10 +98,6 @@ impl FrameValue for Reply {
                 record.write(out);
                 retry_tag.write(out);
             }
-            Self::Reencrypted(outcomes) => {
-                out.push(REENCRYPTED);
-                write_list(outcomes, out);
-            }
             Self::Block(DeviceBlock { wrapped, block, kcv }) => {
                 out.push(BLOCK);
                 push_blob(out, wrapped);
@@ -132,6 +128,10 @@ impl FrameValue for Reply {
                 out.push(VALUE);
                 value.write(out);
             }
+            Self::Together(results) => {
+                out.push(TOGETHER);
+                write_list(results, out);
+            }
         }
     }
 
@@ -144,7 +144,6 @@ impl FrameValue for Reply {
                 kcv: FrameValue::read(read)?,
             }),
             RECORD => Self::Record { record: FrameValue::read(read)?, retry_tag: FrameValue::read(read)? },
-            REENCRYPTED => Self::Reencrypted(read_list(read)?),
             BLOCK => Self::Block(DeviceBlock {
                 wrapped: read.blob()?.to_vec(),
                 block: FrameValue::read(read)?,
@@ -156,6 +155,15 @@ impl FrameValue for Reply {
             VERIFIED => Self::Verified { right: read.flag()?, moved: FrameValue::read(read)? },
             CHANGED => Self::Changed(FrameValue::read(read)?),
             VALUE => Self::Value(FrameValue::read(read)?),
+            TOGETHER => {
+                let count = read.byte()?;
+                let result = |_| match read.0 {
+                    // One level alone: a frame must not choose the depth of the stack.
+                    [DONE, TOGETHER, ..] => Err(FrameError),
+                    _ => FrameValue::read(read),
+                };
+                Self::Together((0..count).map(result).collect::<Result<_, _>>()?)
+            }
             _ => return Err(FrameError),
         })
     }

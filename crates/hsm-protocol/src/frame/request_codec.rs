@@ -2,16 +2,15 @@
 
 use super::{
     FrameError,
-    value_codec::{FrameValue, Reader, read_list, write_list},
+    value_codec::{FrameValue, Reader, write_list},
 };
-use crate::request::{BoundRecord, REENCRYPTED_MAX, Request, Source, Target};
+use crate::request::{Request, Source, TOGETHER_MAX, Target};
 
 const CHECK: u8 = 0;
 const ISSUE_TZPK: u8 = 1;
 const TRANSLATE: u8 = 2;
 const RETRY_TAG: u8 = 3;
 const SEAL_PAN: u8 = 4;
-const REENCRYPT: u8 = 5;
 const VERIFY: u8 = 16;
 const VERIFY_VALUE: u8 = 17;
 const CHANGE: u8 = 18;
@@ -19,6 +18,7 @@ const GENERATE: u8 = 19;
 const DERIVE_VALUE: u8 = 20;
 const REBIND: u8 = 24;
 const UP_TO: u8 = 32;
+const TOGETHER: u8 = 33;
 
 const DEVICE: u8 = 0;
 const RECORD: u8 = 1;
@@ -57,10 +57,6 @@ impl FrameValue for Request {
                 target.write(out);
                 card.write(out);
                 account.write(out);
-            }
-            Self::Reencrypt { records } => {
-                out.push(REENCRYPT);
-                write_list(records, out);
             }
             Self::RetryTag { control, block } => {
                 out.push(RETRY_TAG);
@@ -114,6 +110,10 @@ impl FrameValue for Request {
                     account.write(out);
                 }
             }
+            Self::Together { requests } => {
+                out.push(TOGETHER);
+                write_list(requests, out);
+            }
             Self::UpTo { versions, request } => {
                 out.push(UP_TO);
                 versions.write(out);
@@ -132,13 +132,6 @@ impl FrameValue for Request {
                 card: FrameValue::read(read)?,
                 account: FrameValue::read(read)?,
             },
-            REENCRYPT => {
-                let records: Vec<_> = read_list(read)?;
-                if records.len() > REENCRYPTED_MAX {
-                    return Err(FrameError);
-                }
-                Self::Reencrypt { records }
-            }
             RETRY_TAG => Self::RetryTag { control: FrameValue::read(read)?, block: FrameValue::read(read)? },
             SEAL_PAN => Self::SealPan { number: FrameValue::read(read)?, card: FrameValue::read(read)? },
             VERIFY => Self::Verify {
@@ -174,9 +167,20 @@ impl FrameValue for Request {
                 from: (FrameValue::read(read)?, FrameValue::read(read)?),
                 to: (FrameValue::read(read)?, FrameValue::read(read)?),
             },
+            TOGETHER => {
+                let count = usize::from(read.byte()?);
+                if count > TOGETHER_MAX {
+                    return Err(FrameError);
+                }
+                let request = |_| match read.0.first() {
+                    Some(&(TOGETHER | UP_TO)) => Err(FrameError),
+                    _ => Self::read(read),
+                };
+                Self::Together { requests: (0..count).map(request).collect::<Result<_, _>>()? }
+            }
             UP_TO => {
                 let versions = FrameValue::read(read)?;
-                // One level alone: a frame must not choose the depth of the stack.
+                // One level alone, as of `TOGETHER`: a frame must not choose the depth of the stack.
                 if read.0.first() == Some(&UP_TO) {
                     return Err(FrameError);
                 }
@@ -184,18 +188,6 @@ impl FrameValue for Request {
             }
             _ => return Err(FrameError),
         })
-    }
-}
-
-impl FrameValue for BoundRecord {
-    fn write(&self, out: &mut Vec<u8>) {
-        self.record.write(out);
-        self.card.write(out);
-        self.account.write(out);
-    }
-
-    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        Ok(Self { record: FrameValue::read(read)?, card: FrameValue::read(read)?, account: FrameValue::read(read)? })
     }
 }
 
