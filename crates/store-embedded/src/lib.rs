@@ -83,7 +83,7 @@ use audit::{
     entry::{Entry, Event},
 };
 use clock::{MachineTime, SteadyClock, TimeSource, deadline::Deadline};
-use domain::card::{Card, CardKey, StoredPin};
+use domain::card::{Card, CardKey, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, ControlState, SealedTzpk};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
@@ -459,6 +459,13 @@ impl Store for Embedded {
 
     fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<Card>> {
         self.read(|shared| shared.card(card))
+    }
+
+    fn accounts<'a>(&'a self, cards: &'a [CardKey]) -> Answer<'a, Vec<Option<RegisteredAccount>>> {
+        self.read(|shared| {
+            let account = |card| Ok(shared.card_state(&card_key(card))?.and_then(|card| card.account));
+            cards.iter().map(account).collect()
+        })
     }
 
     fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<StoredPin>> {

@@ -74,7 +74,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use futures::future::join;
+use futures::future::{join, try_join_all};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tokio_postgres::Row;
@@ -98,7 +98,7 @@ use audit::{
     entry::{Entry, Event},
 };
 use clock::deadline::Deadline;
-use domain::card::{Card, CardKey, StoredPin};
+use domain::card::{Card, CardKey, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, ControlState, SealedTzpk};
 use domain::storage_key::MaxKeyVersions;
 use domain::time::UnixMillis;
@@ -313,6 +313,13 @@ impl Store for Postgres {
         Box::pin(async {
             let row = self.find_card(card).await?;
             Ok(row.map(|row| row.state.card(row.pin.map(|pin| pin.set_at))))
+        })
+    }
+
+    fn accounts<'a>(&'a self, cards: &'a [CardKey]) -> Answer<'a, Vec<Option<RegisteredAccount>>> {
+        Box::pin(async {
+            let rows = try_join_all(cards.iter().map(|card| self.find_card(card))).await?;
+            Ok(rows.into_iter().map(|row| row?.state.account).collect())
         })
     }
 

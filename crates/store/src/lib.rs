@@ -80,6 +80,9 @@ pub trait Store: Send + Sync + 'static {
     /// A card; `None` where it is unknown.
     fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<Card>>;
 
+    /// The registered account number of each card, in their order; `None` for a card without one.
+    fn accounts<'a>(&'a self, cards: &'a [CardKey]) -> Answer<'a, Vec<Option<RegisteredAccount>>>;
+
     /// The PIN record of a card; `None` where no PIN is set.
     fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<StoredPin>>;
 
@@ -545,21 +548,24 @@ impl dyn Store + '_ {
         }
     }
 
-    /// [`Change::SetPinByZone`].
+    /// [`Change::SetPinByZone`], which is queued when this is called, under the deadline of the call.
     ///
     /// # Errors
     /// [`Denied::ReplacedBlock`], [`Denied::CardUnknown`], [`Denied::Superseded`], or an error of the store.
-    pub async fn set_pin_by_zone(
+    pub fn set_pin_by_zone(
         &self,
         card: CardKey,
         pin: StoredPin,
         tag: RetryTag,
         unknown: UnknownCards,
         event: Event,
-    ) -> Result<ZoneSet, ChangeError> {
-        match self.apply_for_call(Change::SetPinByZone { card, pin, tag, unknown }, event).await? {
-            Outcome::SetByZone(set) => Ok(set),
-            _ => Err(StoreError::OtherOutcome.into()),
+    ) -> impl Future<Output = Result<ZoneSet, ChangeError>> {
+        let applied = self.apply_for_call(Change::SetPinByZone { card, pin, tag, unknown }, event);
+        async {
+            match applied.await? {
+                Outcome::SetByZone(set) => Ok(set),
+                _ => Err(StoreError::OtherOutcome.into()),
+            }
         }
     }
 
