@@ -4,14 +4,14 @@
 //! stops reading has no further item begun, and keeps no thread. An item that was begun is a task of its own: it ends without
 //! its stream and gives its place back, for which items of other streams wait.
 
-use std::{collections::HashMap, sync::Arc, time::Duration, vec};
+use std::{collections::HashMap, iter::zip, mem, sync::Arc, time::Duration, vec};
 
-use futures::{Stream, StreamExt, future::join_all, stream, stream::BoxStream};
-use tokio::sync::{
-    OnceCell,
-    oneshot::{self, error::TryRecvError},
-    watch,
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, join_all},
+    stream::{self, BoxStream},
 };
+use tokio::sync::{OnceCell, SemaphorePermit, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
@@ -22,8 +22,8 @@ use super::{
     stream_places::{ItemPlaces, StreamPermit},
     wire::{self, ToStatus},
 };
-use crate::pin::{BlockToTranslate, PinError, Pins, Translated};
-use crate::zones::{NamedZoneBlock, NamedZoneKey};
+use crate::pin::{AdmittedCard, BlockToTranslate, PinError, PinToSet, Pins, Translated};
+use crate::zones::NamedZoneKey;
 use domain::{caller::Caller, card::PlasticId};
 use hsm_protocol::{ZoneBlock, ZoneFormat};
 use proto::{
@@ -84,15 +84,11 @@ impl bulk_service_server::BulkService for Services {
     ) -> Result<Response<Self::SetPinsStream>, Status> {
         let (run, items) = self.open_run(request).await?;
         let mut order = CardOrder::default();
-        let segments = items.ready_chunks(SET_SEGMENT_ITEMS_MAX).map({
+        let segments =
+            items.ready_chunks(SET_SEGMENT_ITEMS_MAX).flat_map(move |items| stream::iter(order.segments(items)));
+        let segments = segments.map({
             let run = Arc::clone(&run);
-            move |segment| {
-                let item = |item: Result<NumberedSet, Status>| {
-                    let turn = item.as_ref().ok().map(|item| order.turn(&item.plastic_id));
-                    set(Arc::clone(&run), item, turn)
-                };
-                begin(join_all(segment.into_iter().map(item).collect::<Vec<_>>()))
-            }
+            move |segment| begin(set_segment(Arc::clone(&run), segment))
         });
         let outcomes = segments.buffered(ITEMS_AT_ONCE / SET_SEGMENT_ITEMS_MAX).flat_map(in_order);
         let respond = |outcomes| SetPinsResponse { outcomes };
@@ -155,14 +151,39 @@ impl Run {
         self.work(|| self.pins.export_pin(&self.caller, &card, key, format)).await
     }
 
-    async fn set(&self, plastic: PlasticId, block: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
-        let card = self.pins.admit_card(&self.caller, plastic)?;
-        self.work(|| self.pins.set_pin_by_zone(&self.caller, &card, block)).await
+    /// Does the work of items together. What the store or the boundary had no place for, or did not answer together, is done alone.
+    async fn work_together<I: TogetherItem>(&self, items: &[I]) -> Vec<Result<I::Done, PinError>> {
+        let mut results = Vec::with_capacity(items.len());
+        while let Some(left @ [_, ..]) = items.get(results.len()..) {
+            let places = self.places.take_free(left.len()).await;
+            let count = places.as_ref().map_or(left.len(), SemaphorePermit::num_permits);
+            let part = left.get(..count).unwrap_or(left);
+            let done = self.call.serve(I::do_together(self, part)).await;
+            drop(places);
+            let Ok(done) = done else {
+                results.extend(join_all(part.iter().map(|item| item.do_alone(self))).await);
+                continue;
+            };
+            let is_busy =
+                |result: &Result<_, PinError>| result.as_ref().is_err_and(|error| error.busy_limit().is_some());
+            if !done.iter().any(is_busy) {
+                results.extend(done);
+                continue;
+            }
+            let again = async |item: &I, result| if is_busy(&result) { item.do_alone(self).await } else { result };
+            results.extend(join_all(zip(part, done).map(|(item, result)| again(item, result))).await);
+        }
+        results
     }
 
-    async fn translate(&self, block: &BlockToTranslate) -> Result<Translated, PinError> {
-        let card = self.pins.admit_card(&self.caller, block.plastic)?;
-        self.work(|| self.pins.translate(&self.caller, &card, block)).await
+    /// # Errors
+    /// The status that ends the stream: the client sends the item again, so no later item of the card may be carried out before.
+    async fn set_result(&self, result: Result<ZoneSet, PinError>) -> Result<set_outcome::Result, Status> {
+        match result {
+            Ok(set) => Ok(set_outcome::Result::Unchanged(set == ZoneSet::Repeated)),
+            Err(error) if is_transient(error.to_status().code()) => Err(self.end(self.call.failed(&error)).await),
+            Err(error) => Ok(set_outcome::Result::Error(self.item_error(&error))),
+        }
     }
 
     /// Translates the blocks of a segment, whose first item has the number `first`, and records their events.
@@ -172,22 +193,22 @@ impl Run {
     async fn translate_all(
         &self,
         first: u64,
-        blocks: &[BlockToTranslate],
+        blocks: Vec<BlockToTranslate>,
     ) -> Result<Vec<Result<ZoneBlock, PinError>>, PinError> {
         let reads = self.pins.read_epoch();
-        let mut refused = Vec::new();
-        let mut translated = Vec::with_capacity(blocks.len());
-        for (at, result) in join_all(blocks.iter().map(|block| self.translate(block))).await.into_iter().enumerate() {
-            match result {
-                Ok(result) => translated.push(result),
+        let (mut admitted, mut refused) = (Vec::with_capacity(blocks.len()), Vec::new());
+        for (at, block) in blocks.into_iter().enumerate() {
+            match self.pins.admit_card(&self.caller, block.plastic) {
+                Ok(card) => admitted.push((card, block)),
                 Err(error) => refused.push((at, error)),
             }
         }
-        for event in self.pins.translation_events(&self.caller, first, &translated) {
+        let translated = self.work_together(&admitted).await;
+        for event in self.pins.translation_events(&self.caller, first, translated.iter().flatten()) {
             self.work(|| self.pins.record_translations(event.clone())).await?;
         }
         self.pins.check_reads(reads)?;
-        let mut results: Vec<_> = translated.into_iter().map(Translated::into_result).collect();
+        let mut results: Vec<_> = translated.into_iter().map(|done| done.and_then(Translated::into_result)).collect();
         // In rising order, so each place is that of the item.
         refused.into_iter().for_each(|(at, error)| results.insert(at, Err(error)));
         Ok(results)
@@ -203,6 +224,54 @@ impl Run {
     fn item_error(&self, error: &PinError) -> proto::ItemError {
         self.call.log_item(error);
         wire::item_error(&error.to_status())
+    }
+}
+
+/// The results of items that were done together, or why none was.
+type TogetherResults<T> = Result<Vec<Result<T, PinError>>, PinError>;
+
+/// An item of a stream whose work is done with that of others.
+trait TogetherItem: Sync + Sized {
+    type Done: Send;
+
+    /// # Errors
+    /// The store or the boundary did not answer: no item is done.
+    fn do_together<'a>(run: &'a Run, items: &'a [Self]) -> BoxFuture<'a, TogetherResults<Self::Done>>;
+
+    /// Waits while the store or the boundary has no place.
+    fn do_alone<'a>(&'a self, run: &'a Run) -> BoxFuture<'a, Result<Self::Done, PinError>>;
+}
+
+/// A set. The items of a slice are of different cards.
+impl TogetherItem for PinToSet {
+    type Done = ZoneSet;
+
+    fn do_together<'a>(
+        Run { pins, caller, .. }: &'a Run,
+        items: &'a [Self],
+    ) -> BoxFuture<'a, TogetherResults<ZoneSet>> {
+        pins.set_pins_by_zone(caller, items).boxed()
+    }
+
+    fn do_alone<'a>(&'a self, run: &'a Run) -> BoxFuture<'a, Result<ZoneSet, PinError>> {
+        run.work(|| run.pins.set_pin_by_zone(&run.caller, &self.card, &self.block)).boxed()
+    }
+}
+
+/// A translation.
+impl TogetherItem for (AdmittedCard, BlockToTranslate) {
+    type Done = Translated;
+
+    fn do_together<'a>(
+        Run { pins, caller, .. }: &'a Run,
+        items: &'a [Self],
+    ) -> BoxFuture<'a, TogetherResults<Translated>> {
+        pins.translate_together(caller, items).boxed()
+    }
+
+    fn do_alone<'a>(&'a self, run: &'a Run) -> BoxFuture<'a, Result<Translated, PinError>> {
+        let (card, block) = self;
+        run.work(|| run.pins.translate(&run.caller, card, block)).boxed()
     }
 }
 
@@ -248,7 +317,7 @@ async fn translate_segment(
         };
         outcomes.push(Ok(BlockOutcome { sequence: item.sequence, result }));
     }
-    let results: Vec<_> = match run.translate_all(first, &blocks).await {
+    let results: Vec<_> = match run.translate_all(first, blocks).await {
         Ok(results) => results.into_iter().map(|result| run.block_result(result)).collect(),
         // The event of the segment is not on disk: no item has a block.
         Err(error) => vec![block_outcome::Result::Error(run.item_error(&error)); places.len()],
@@ -273,28 +342,66 @@ async fn export(run: Arc<Run>, item: Result<NumberedExport, Status>) -> Result<B
     Ok(BlockOutcome { sequence, result: Some(result) })
 }
 
-async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn>) -> Result<SetOutcome, Status> {
-    let NumberedSet { sequence, plastic_id, zone_block } = item?;
-    let _done = match turn {
-        Some(turn) => Some(turn.wait().await),
-        None => None,
-    };
-    run.admit().await?;
+async fn set_segment(run: Arc<Run>, segment: SetSegment) -> Vec<Result<SetOutcome, Status>> {
+    let SetSegment { items, turn } = segment;
+    let _done = turn.wait().await;
+    if let Err(status) = run.admit().await {
+        return vec![Err(status)];
+    }
     let mut unfinished = Unfinished { ended: &run.ended, is_finished: false };
-    let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
-    let result = match parsed {
-        Ok((plastic, block)) => match run.set(plastic, &block).await {
-            Ok(set) => set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
-            // The client sends the item again, so no later item of the card may be carried out before.
-            Err(error) if is_transient(error.to_status().code()) => {
-                return Err(run.end(run.call.failed(&error)).await);
+    // Of each item its number and, where it is refused at once, its result.
+    let (mut begun, mut sets) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    let mut end = None;
+    for item in items {
+        let NumberedSet { sequence, plastic_id, zone_block } = match item {
+            Ok(item) => item,
+            Err(status) => {
+                end = Some(status);
+                break;
             }
-            Err(error) => set_outcome::Result::Error(run.item_error(&error)),
-        },
-        Err(status) => set_outcome::Result::Error(wire::item_error(&status)),
-    };
+        };
+        let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
+        let refused = match parsed {
+            Ok((plastic, block)) => match run.pins.admit_card(&run.caller, plastic) {
+                Ok(card) => {
+                    sets.push(PinToSet { card, block });
+                    begun.push((sequence, None));
+                    continue;
+                }
+                Err(error) => run.set_result(Err(error)).await,
+            },
+            Err(status) => Ok(set_outcome::Result::Error(wire::item_error(&status))),
+        };
+        match refused {
+            Ok(result) => begun.push((sequence, Some(result))),
+            Err(status) => {
+                end = Some(status);
+                break;
+            }
+        }
+    }
+    let mut done = run.work_together(&sets).await.into_iter();
+    let mut outcomes = Vec::with_capacity(begun.len() + 1);
+    for (sequence, refused) in begun {
+        let result = match refused {
+            Some(result) => Ok(result),
+            None => match done.next() {
+                Some(result) => run.set_result(result).await,
+                None => Err(wire::engine_stops()),
+            },
+        };
+        match result {
+            Ok(result) => outcomes.push(Ok(SetOutcome { sequence, result: Some(result) })),
+            Err(status) => {
+                // The client sends this item and those behind it again.
+                end = Some(status);
+                break;
+            }
+        }
+    }
+    outcomes.extend(end.map(Err));
     unfinished.is_finished = true;
-    Ok(SetOutcome { sequence, result: Some(result) })
+    outcomes
 }
 
 /// A set without an outcome. Dropped, it ends the stream before the turn of its card: the client sends the set again, and no
@@ -324,32 +431,64 @@ fn is_transient(code: Code) -> bool {
 /// Keeps the items of one card in their order.
 #[derive(Default)]
 struct CardOrder {
-    /// By plasticId: ends with the newest item of the card.
-    newest: HashMap<String, oneshot::Receiver<()>>,
+    /// By plasticId: ends with the newest segment that has an item of the card.
+    newest: HashMap<String, watch::Receiver<()>>,
 }
 
-/// The place of an item behind the item before of the same card.
+/// Items that are carried out together: at most one of each card.
+struct SetSegment {
+    items: Vec<Result<NumberedSet, Status>>,
+    turn: Turn,
+}
+
+/// The place of a segment behind the earlier ones that have an item of one of its cards.
 struct Turn {
-    before: Option<oneshot::Receiver<()>>,
-    done: oneshot::Sender<()>,
+    before: Vec<watch::Receiver<()>>,
+    done: watch::Sender<()>,
+}
+
+impl SetSegment {
+    fn new() -> Self {
+        Self { items: Vec::new(), turn: Turn { before: Vec::new(), done: watch::Sender::new(()) } }
+    }
 }
 
 impl CardOrder {
-    fn turn(&mut self, plastic_id: &str) -> Turn {
+    /// Divides items into segments, in the order of the items.
+    fn segments(&mut self, items: Vec<Result<NumberedSet, Status>>) -> Vec<SetSegment> {
         if self.newest.len() >= 2 * ITEMS_AT_ONCE {
-            self.newest.retain(|_, running| matches!(running.try_recv(), Err(TryRecvError::Empty)));
+            self.newest.retain(|_, segment| segment.has_changed().is_ok());
         }
-        let (done, running) = oneshot::channel();
-        Turn { before: self.newest.insert(plastic_id.to_owned(), running), done }
+        let mut segments = Vec::with_capacity(1);
+        let mut segment = SetSegment { items: Vec::with_capacity(items.len()), ..SetSegment::new() };
+        let mut done = segment.turn.done.subscribe();
+        for item in items {
+            if let Ok(NumberedSet { plastic_id, .. }) = &item
+                && let Some(before) = self.newest.insert(plastic_id.clone(), done.clone())
+            {
+                if before.same_channel(&done) {
+                    segments.push(mem::replace(&mut segment, SetSegment::new()));
+                    done = segment.turn.done.subscribe();
+                    self.newest.insert(plastic_id.clone(), done.clone());
+                }
+                // An error: the segment has ended.
+                if before.has_changed().is_ok() {
+                    segment.turn.before.push(before);
+                }
+            }
+            segment.items.push(item);
+        }
+        segments.push(segment);
+        segments
     }
 }
 
 impl Turn {
-    /// Waits for the item before. The drop of the result ends the turn.
-    async fn wait(self) -> oneshot::Sender<()> {
-        if let Some(before) = self.before {
-            // An error: the sender is dropped, which is the end of the item before.
-            let _ = before.await;
+    /// Waits for the segments before. The drop of the result ends the turn.
+    async fn wait(self) -> watch::Sender<()> {
+        for mut before in self.before {
+            // An error: the sender is dropped, which is the end of the segment.
+            let _ = before.changed().await;
         }
         self.done
     }
@@ -499,18 +638,52 @@ fn in_messages<O: Send + 'static, R: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
+    /// One item of each card.
+    fn items(cards: &[&str]) -> Vec<Result<NumberedSet, Status>> {
+        let item = |card: &&str| Ok(NumberedSet { plastic_id: (*card).to_owned(), ..NumberedSet::default() });
+        cards.iter().map(item).collect()
+    }
+
+    fn one_segment(order: &mut CardOrder, cards: &[&str]) -> SetSegment {
+        let segments: [SetSegment; 1] = order.segments(items(cards)).try_into().unwrap_or_else(|_| panic!("several"));
+        let [segment] = segments;
+        segment
+    }
+
     #[tokio::test]
-    async fn items_of_one_card_wait_for_each_other_and_no_others_do() {
+    async fn segments_of_one_card_wait_for_each_other_and_no_others_do() {
         let mut order = CardOrder::default();
-        let [first, other, second] = ["1", "2", "1"].map(|card| order.turn(card));
-        let first = first.wait().await;
-        drop(other.wait().await);
-        let mut second = std::pin::pin!(second.wait());
+        let [first, other, second] = [["1", "2"], ["3", "4"], ["2", "5"]].map(|cards| one_segment(&mut order, &cards));
+        let first = first.turn.wait().await;
+        drop(other.turn.wait().await);
+        let mut second = std::pin::pin!(second.turn.wait());
         assert!(futures::poll!(second.as_mut()).is_pending());
         drop(first);
         drop(second.await);
+    }
+
+    #[tokio::test]
+    async fn a_segment_ends_before_the_second_item_of_a_card() {
+        let mut order = CardOrder::default();
+        let segments = order.segments(items(&["1", "2", "1", "3", "1", "2"]));
+        let cards: Vec<Vec<_>> = segments
+            .iter()
+            .map(|segment| segment.items.iter().flatten().map(|item| item.plastic_id.as_str()).collect())
+            .collect();
+        assert_eq!(cards, [vec!["1", "2"], vec!["1", "3"], vec!["1", "2"]]);
+        let [first, second, third] = <[SetSegment; 3]>::try_from(segments).unwrap_or_else(|_| panic!("three"));
+        let first = first.turn.wait().await;
+        let mut second = std::pin::pin!(second.turn.wait());
+        let mut third = std::pin::pin!(third.turn.wait());
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        drop(first);
+        assert!(futures::poll!(third.as_mut()).is_pending());
+        drop(second.await);
+        drop(third.await);
     }
 
     #[tokio::test]
@@ -536,7 +709,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_within_a_set_ends_the_stream_before_the_turn_of_its_card() {
         let mut order = CardOrder::default();
-        let [first, second] = ["1", "1"].map(|card| order.turn(card));
+        let [first, second] = [["1"], ["1"]].map(|cards| one_segment(&mut order, &cards).turn);
         let ended = Arc::new(OnceCell::new());
         let panicked = begin({
             let ended = Arc::clone(&ended);
@@ -566,7 +739,7 @@ mod tests {
     fn the_order_forgets_cards_whose_items_are_done() {
         let mut order = CardOrder::default();
         for card in 0..100 * ITEMS_AT_ONCE {
-            drop(order.turn(&card.to_string()));
+            drop(one_segment(&mut order, &[&card.to_string()]));
         }
         assert!(order.newest.len() <= 2 * ITEMS_AT_ONCE);
     }

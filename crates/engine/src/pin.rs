@@ -42,6 +42,7 @@ pub use self::{
     pin_error::PinError,
     reencryption::{KindsPage, RecordKind, ReencryptError, ReencryptedPage, TranslatedPage},
     verification::{PinChange, TryLimits, VerifiedPin},
+    zone_pin::PinToSet,
 };
 
 use self::device_pin::control_binding;

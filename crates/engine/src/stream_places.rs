@@ -61,6 +61,16 @@ impl ItemPlaces {
         self.free.acquire().await.ok()
     }
 
+    /// Waits for a place, and takes as many as are free then, at most `wanted`.
+    pub(super) async fn take_free(&self, wanted: usize) -> Option<SemaphorePermit<'_>> {
+        let mut places = self.take().await?;
+        let more = wanted.saturating_sub(1).min(self.free.available_permits());
+        if let Some(more) = u32::try_from(more).ok().and_then(|more| self.free.try_acquire_many(more).ok()) {
+            places.merge(more);
+        }
+        Some(places)
+    }
+
     #[cfg(test)]
     pub(super) fn free(&self) -> usize {
         self.free.available_permits()
@@ -142,6 +152,22 @@ mod tests {
             }
             assert_eq!(places.free(), left);
         }
+    }
+
+    #[tokio::test]
+    async fn items_together_take_the_places_that_are_free() {
+        let places = ItemPlaces::default();
+        let taken = |places: &Option<SemaphorePermit<'_>>| places.as_ref().map(SemaphorePermit::num_permits);
+        let most = places.take_free(ItemPlaces::MAX - 10).await;
+        assert_eq!(taken(&most), Some(ItemPlaces::MAX - 10));
+        let rest = places.take_free(64).await;
+        assert_eq!(taken(&rest), Some(10));
+        let mut waiting = std::pin::pin!(places.take_free(64));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        drop(rest);
+        assert_eq!(taken(&waiting.await), Some(10));
+        drop(most);
+        assert_eq!(places.free(), ItemPlaces::MAX);
     }
 
     #[test]

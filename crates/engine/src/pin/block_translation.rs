@@ -1,12 +1,14 @@
 //! Blocks that are translated from zone to zone, and the account numbers that are sealed for them.
 
+use std::iter::zip;
+
 use super::zone_use::zone_block_format;
 use super::{AdmittedCard, PinError, Pins, card_binding};
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Outcome, TranslatedBlocks};
 use audit::items_root::ItemsRoot;
 use domain::caller::Caller;
-use domain::card::{CardKey, PlasticId};
+use domain::card::{CardKey, PlasticId, RegisteredAccount};
 use hsm_protocol::{
     Account, AccountNumber, Error, Refusal, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
 };
@@ -38,6 +40,17 @@ pub struct Translated {
 }
 
 impl Translated {
+    /// # Errors
+    /// The error of a translation that did nothing, because the store or the boundary had no place for it.
+    fn of(block: &BlockToTranslate, result: Result<ZoneBlock, PinError>, route: Route) -> Result<Self, PinError> {
+        let (route, result) = match result {
+            Err(error) if error.busy_limit().is_some() => return Err(error),
+            Err(error) => (error.outcome().map(|outcome| Route { outcome, ..route }), Err(error)),
+            Ok(block) => (Some(route), Ok(block)),
+        };
+        Ok(Self { plastic: block.plastic, route, result })
+    }
+
     /// The block, or the error of the block. Only after the [events](Pins::translation_events) were recorded.
     pub fn into_result(self) -> Result<ZoneBlock, PinError> {
         self.result
@@ -51,6 +64,18 @@ struct Route {
     target_key: Box<str>,
     formats: Formats,
     outcome: Outcome,
+}
+
+impl Route {
+    /// Before the zones are known.
+    fn unknown() -> Self {
+        Self {
+            source_key: UNKNOWN_KEY.into(),
+            target_key: UNKNOWN_KEY.into(),
+            formats: Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso1 },
+            outcome: Outcome::Done,
+        }
+    }
 }
 
 impl Pins {
@@ -83,25 +108,61 @@ impl Pins {
         card: &AdmittedCard,
         block: &BlockToTranslate,
     ) -> Result<Translated, PinError> {
-        let mut route = Route {
-            source_key: UNKNOWN_KEY.into(),
-            target_key: UNKNOWN_KEY.into(),
-            formats: Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso1 },
-            outcome: Outcome::Done,
+        let mut route = Route::unknown();
+        let result = async {
+            let registered = self.store.card(card.key()).await?.and_then(|card| card.account);
+            let translate = self.begin_translation(caller, card, block, registered.as_ref(), &mut route)?;
+            self.end_translation(caller, registered.as_ref(), self.execute(translate).await)
         };
-        let result = self.translate_to(caller, card.key(), block, &mut route).await;
-        let (route, result) = match result {
-            Err(error) if error.busy_limit().is_some() => return Err(error),
-            Err(error) => (error.outcome().map(|outcome| Route { outcome, ..route }), Err(error)),
-            Ok(block) => (Some(route), Ok(block)),
+        Translated::of(block, result.await, route)
+    }
+
+    /// Translates blocks, as [`Pins::translate`] each, together in the boundary. The results are in the order of the blocks.
+    ///
+    /// # Errors
+    /// The store or the boundary did not answer.
+    pub async fn translate_together(
+        &self,
+        caller: &Caller,
+        blocks: &[(AdmittedCard, BlockToTranslate)],
+    ) -> Result<Vec<Result<Translated, PinError>>, PinError> {
+        let cards: Vec<CardKey> = blocks.iter().map(|(card, _)| *card.key()).collect();
+        let accounts = self.store.accounts(&cards).await?;
+        let mut requests = Vec::with_capacity(blocks.len());
+        let mut in_work = Vec::with_capacity(blocks.len());
+        for ((card, block), registered) in zip(blocks, &accounts) {
+            let mut route = Route::unknown();
+            let begun = self.begin_translation(caller, card, block, registered.as_ref(), &mut route);
+            in_work.push((begun.map(|request| requests.push(request)), route));
+        }
+        let charged = requests.len();
+        let mut replies = match self.execute_all(requests).await {
+            Ok(replies) => replies.into_iter(),
+            Err(error) => {
+                (0..charged).for_each(|_| self.limits.refund_try(caller));
+                return Err(error.into());
+            }
         };
-        Ok(Translated { plastic: block.plastic, route, result })
+        let mut translated = Vec::with_capacity(blocks.len());
+        for (((_, block), registered), (begun, route)) in zip(zip(blocks, &accounts), in_work) {
+            let result = begun.and_then(|()| {
+                let reply = replies.next().unwrap_or(Err(Error::UnexpectedReply));
+                self.end_translation(caller, registered.as_ref(), reply)
+            });
+            translated.push(Translated::of(block, result, route));
+        }
+        Ok(translated)
     }
 
     /// The events of a segment of a stream, whose first item has the number `first`: one for each pair of zones, formats and
     /// outcome.
-    pub fn translation_events(&self, caller: &Caller, first: u64, segment: &[Translated]) -> Vec<Event> {
-        let mut routes: Vec<(&Route, ItemsRoot)> = Vec::new();
+    pub fn translation_events<'t>(
+        &self,
+        caller: &Caller,
+        first: u64,
+        segment: impl IntoIterator<Item = &'t Translated>,
+    ) -> Vec<Event> {
+        let mut routes: Vec<(&'t Route, ItemsRoot)> = Vec::new();
         for Translated { plastic, route, .. } in segment {
             let Some(route) = route else { continue };
             let at = routes.iter().position(|(other, _)| *other == route).unwrap_or_else(|| {
@@ -145,13 +206,18 @@ impl Pins {
         Ok(self.store.check_reads(epoch)?)
     }
 
-    async fn translate_to(
+    /// The request that translates a block, for which the caller is charged a try.
+    ///
+    /// # Errors
+    /// [`PinError`]: the rules of a zone or the account number do not allow it, or the caller has used up its tries.
+    fn begin_translation(
         &self,
         caller: &Caller,
-        card: &CardKey,
+        card: &AdmittedCard,
         block: &BlockToTranslate,
+        registered: Option<&RegisteredAccount>,
         route: &mut Route,
-    ) -> Result<ZoneBlock, PinError> {
+    ) -> Result<Request, PinError> {
         let from = self.zone(&caller.tenant, &block.source.key)?;
         route.source_key = from.key_text();
         let to = self.zone(&caller.tenant, &block.target)?;
@@ -159,8 +225,7 @@ impl Pins {
         let (source, source_format) = from.source(&block.source, ZoneUse::Translate)?;
         let format = to.format(block.target_format, ZoneUse::Translate)?;
         route.formats = Formats { from: zone_block_format(source_format), to: zone_block_format(format) };
-        let registered = self.store.card(card).await?.and_then(|card| card.account);
-        let account = match (&registered, &block.account) {
+        let account = match (registered, &block.account) {
             (Some(registered), sealed) => {
                 let number = SealedAccount::from_bytes(&registered.sealed)?;
                 // Equal numbers have equal seals under one key. A seal under another key is of the number by its visible digits.
@@ -175,10 +240,18 @@ impl Pins {
             (None, Some(sealed)) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes())?),
             (None, None) => return Err(PinError::SealedAccount),
         };
-        let target = Target::Zone { key: to.key(), format };
-        let translate = Request::Translate { source, target, card: card_binding(card)?, account };
+        let (card, target) = (card_binding(card.key())?, Target::Zone { key: to.key(), format });
         self.charge_try(caller)?;
-        let translated = self.execute(translate).await;
+        Ok(Request::Translate { source, target, card, account })
+    }
+
+    /// The block of a reply to [`Pins::begin_translation`].
+    fn end_translation(
+        &self,
+        caller: &Caller,
+        registered: Option<&RegisteredAccount>,
+        translated: Result<Reply, Error>,
+    ) -> Result<ZoneBlock, PinError> {
         // A block that is malformed for one account number says something about its PIN: it stays charged as a wrong PIN.
         if !matches!(translated, Err(Error::Refused(Refusal::MalformedBlock))) {
             self.limits.refund_try(caller);

@@ -1,14 +1,33 @@
 //! PINs that a zone sets, gets and exports, without a control.
 
+use std::iter::zip;
+
 use super::zone_use::zone_block_format;
 use super::{ATTEMPTS_MAX, AdmittedCard, PinError, Pins, account, block_format, card_binding, record_key};
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
 use audit::entry::{Action, CardEvent, Formats};
 use domain::caller::Caller;
-use domain::card::{CardKey, StoredPin};
+use domain::card::{CardKey, RegisteredAccount, StoredPin};
 use domain::control::{Denied, RetryTag};
-use hsm_protocol::{PinRecord, Reply, Request, Target, ZoneBlock, ZoneFormat, ZoneUse};
+use futures::future::join_all;
+use hsm_protocol::{Error, PinRecord, Reply, Request, Target, ZoneBlock, ZoneFormat, ZoneUse};
 use store::{ChangeError, ZoneSet};
+
+/// A PIN to set.
+pub struct PinToSet {
+    /// The card to set it for.
+    pub card: AdmittedCard,
+    /// The block of a zone.
+    pub block: NamedZoneBlock,
+}
+
+/// What a set by a zone keeps while the boundary translates its block.
+struct SetInWork {
+    card: CardKey,
+    registered: Option<RegisteredAccount>,
+    zone_key: Box<str>,
+    format: ZoneFormat,
+}
 
 impl Pins {
     /// Translates the block of a zone to a record and stores it. The block that set the present PIN changes nothing.
@@ -27,32 +46,63 @@ impl Pins {
         self.audit_refusal(caller, reads, || self.about_refused(Action::SetPinByZone, &card), set).await
     }
 
+    /// Sets the PINs of different cards, as [`Pins::set_pin_by_zone`] each, together in the boundary and in the store. The results
+    /// are in the order of the sets.
+    ///
+    /// # Errors
+    /// The store or the boundary did not answer: no PIN is set.
+    pub async fn set_pins_by_zone(
+        &self,
+        caller: &Caller,
+        sets: &[PinToSet],
+    ) -> Result<Vec<Result<ZoneSet, PinError>>, PinError> {
+        let reads = self.store.read_epoch();
+        let cards: Vec<CardKey> = sets.iter().map(|set| *set.card.key()).collect();
+        let accounts = self.store.accounts(&cards).await?;
+        let mut requests = Vec::with_capacity(sets.len());
+        let mut in_work = Vec::with_capacity(sets.len());
+        for (PinToSet { card, block }, registered) in zip(sets, accounts) {
+            in_work.push(self.begin_set(caller, *card.key(), block, registered).map(|(request, set)| {
+                requests.push(request);
+                set
+            }));
+        }
+        let mut replies = self.execute_all(requests).await?.into_iter();
+        let mut queued = Vec::with_capacity(sets.len());
+        for set in in_work {
+            queued.push(set.and_then(|set| {
+                let reply = replies.next().unwrap_or(Err(Error::UnexpectedReply))?;
+                self.store_set(caller, set, reply)
+            }));
+        }
+        let mut results = Vec::with_capacity(sets.len());
+        for stored in queued {
+            results.push(match stored {
+                Ok(stored) => stored.await.map_err(PinError::from),
+                Err(error) => Err(error),
+            });
+        }
+        if results.iter().all(Result::is_ok) {
+            return Ok(results);
+        }
+        let end = async |set: &PinToSet, result: Result<ZoneSet, PinError>| match result {
+            Err(PinError::Denied(Denied::Superseded | Denied::StorageKeyInactive)) => {
+                self.set_pin_by_zone(caller, &set.card, &set.block).await
+            }
+            result => {
+                let about = || self.about_refused(Action::SetPinByZone, set.card.key());
+                self.audit_refusal(caller, reads, about, result).await
+            }
+        };
+        Ok(join_all(zip(sets, results).map(|(set, result)| end(set, result))).await)
+    }
+
     async fn set_by_zone(&self, caller: &Caller, card: CardKey, named: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
-        let zone = self.zone(&caller.tenant, &named.key)?;
         for attempt in 0..ATTEMPTS_MAX {
-            let (source, format) = zone.source(named, ZoneUse::SetPin)?;
             let registered = self.store.card(&card).await?.and_then(|card| card.account);
-            let translate = Request::Translate {
-                source,
-                target: Target::Record,
-                card: card_binding(&card)?,
-                account: account(registered.as_ref())?,
-            };
-            let Reply::Record { record, retry_tag: Some(tag) } = self.execute(translate).await? else {
-                return Err(hsm_protocol::Error::UnexpectedReply.into());
-            };
-            let event = self.card_event(
-                caller,
-                CardEvent {
-                    key: Some(zone.key_text()),
-                    formats: Some(Formats { from: zone_block_format(format), to: block_format(record.form()) }),
-                    ..self.about_card(Action::SetPinByZone, &card, registered.as_ref())
-                },
-            );
-            let (key, record) = (record_key(&record), record.as_bytes().into());
-            let pin = StoredPin { key, record, account: registered };
-            let unknown = self.rules.admission.unknown_cards;
-            match self.store.set_pin_by_zone(card, pin, RetryTag(tag), unknown, event).await {
+            let (request, set) = self.begin_set(caller, card, named, registered)?;
+            let reply = self.execute(request).await?;
+            match self.store_set(caller, set, reply)?.await {
                 // The account number or the storage key changed: start over with the present ones.
                 Err(ChangeError::Denied(Denied::Superseded)) => {}
                 // Another engine that lacks the key registered: once more, under the key that it has.
@@ -61,6 +111,54 @@ impl Pins {
             }
         }
         Err(PinError::CardChanged)
+    }
+
+    /// The request that translates a block to a record.
+    ///
+    /// # Errors
+    /// [`PinError`]: the zone is not known, or its rules do not allow the block.
+    fn begin_set(
+        &self,
+        caller: &Caller,
+        card: CardKey,
+        named: &NamedZoneBlock,
+        registered: Option<RegisteredAccount>,
+    ) -> Result<(Request, SetInWork), PinError> {
+        let zone = self.zone(&caller.tenant, &named.key)?;
+        let (source, format) = zone.source(named, ZoneUse::SetPin)?;
+        let translate = Request::Translate {
+            source,
+            target: Target::Record,
+            card: card_binding(&card)?,
+            account: account(registered.as_ref())?,
+        };
+        Ok((translate, SetInWork { card, registered, zone_key: zone.key_text(), format }))
+    }
+
+    /// Queues the change that stores the record of a reply.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedReply`]: the reply has no record.
+    fn store_set(
+        &self,
+        caller: &Caller,
+        set: SetInWork,
+        reply: Reply,
+    ) -> Result<impl Future<Output = Result<ZoneSet, ChangeError>>, PinError> {
+        let SetInWork { card, registered, zone_key, format } = set;
+        let Reply::Record { record, retry_tag: Some(tag) } = reply else { return Err(Error::UnexpectedReply.into()) };
+        let event = self.card_event(
+            caller,
+            CardEvent {
+                key: Some(zone_key),
+                formats: Some(Formats { from: zone_block_format(format), to: block_format(record.form()) }),
+                ..self.about_card(Action::SetPinByZone, &card, registered.as_ref())
+            },
+        );
+        let (key, record) = (record_key(&record), record.as_bytes().into());
+        let pin = StoredPin { key, record, account: registered };
+        let unknown = self.rules.admission.unknown_cards;
+        Ok(self.store.set_pin_by_zone(card, pin, RetryTag(tag), unknown, event))
     }
 
     /// Translates the stored PIN to a format 1 block of a zone.
@@ -119,7 +217,7 @@ impl Pins {
                 account: account(pin.account.as_ref())?,
             };
             let Reply::ZoneBlock(block) = self.execute(translate).await? else {
-                return Err(hsm_protocol::Error::UnexpectedReply.into());
+                return Err(Error::UnexpectedReply.into());
             };
             let about = self.about_card(action, &card, pin.account.as_ref());
             let given = CardEvent { key: Some(zone.key_text()), formats: Some(formats), ..about };
