@@ -5,6 +5,7 @@
 // PINSEAL_DOCS_BASIC_URL    an edge with a client that has a password
 // PINSEAL_DOCS_BASIC_USER, PINSEAL_DOCS_BASIC_PASSWORD
 // PINSEAL_CHROMIUM          the browser, /usr/bin/chromium by default
+// PINSEAL_BROWSER_ALL       1: both pages in five windows, not in two
 // PINSEAL_SCREENSHOTS       the folder of the screenshots, ./screenshots by default
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync } from "node:fs";
@@ -270,13 +271,9 @@ test("each section link of the guide has its section, and the guide runs no scri
   });
 });
 
-for (const [colorScheme, size, viewport] of [
-  ["light", "desktop", DESKTOP],
-  ["dark", "desktop", DESKTOP],
-  ["dark", "phone", PHONE],
-  ["light", "phone", PHONE],
-  ["light", "small", SMALL],
-]) {
+const WINDOWS = [["light", "desktop", DESKTOP], ["dark", "small", SMALL]];
+const MORE_WINDOWS = [["dark", "desktop", DESKTOP], ["dark", "phone", PHONE], ["light", "phone", PHONE]];
+for (const [colorScheme, size, viewport] of process.env.PINSEAL_BROWSER_ALL === "1" ? [...WINDOWS, ...MORE_WINDOWS] : WINDOWS) {
   test(`both pages are accessible: ${colorScheme}, ${size}`, async () => {
     const shot = (page, name, fullPage = false) => page.screenshot({ path: `${screenshots}/${name}-${size}-${colorScheme}.png`, fullPage });
     await openReference(edge, { viewport, colorScheme }, async (page) => {
