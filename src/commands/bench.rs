@@ -3,15 +3,19 @@
 //!
 //! Rounds of the echo and of the measured flow alternate, so that a slower machine slows both.
 
+mod controls;
 mod database;
+mod edge_client;
 mod floods;
 mod flow;
 mod http_echo;
 mod load;
-mod memory;
+mod process_memory;
 mod processor_time;
+mod progress_bar;
 mod report;
 mod rotation_speed;
+mod service_processes;
 mod services;
 mod stages;
 mod streams;
@@ -50,7 +54,7 @@ enum What {
     /// Each part of the flow of one PIN, and the whole: open a control, issue a tzpk, decrypt it on the device, set
     Flow(FlowArguments),
     /// What one live control costs in memory
-    Controls(MemoryArguments),
+    Controls(ControlsArguments),
     /// Whether the time of a verification or a change reveals the outcome: Welch's t of right against wrong, and of each
     /// malformed class against each other, in process
     Timing(timing::TimingArguments),
@@ -130,7 +134,7 @@ pub(crate) enum Transport {
 
 /// The arguments of `pinseal bench controls`.
 #[derive(Args)]
-pub(crate) struct MemoryArguments {
+pub(crate) struct ControlsArguments {
     /// Live controls to open
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     count: usize,
@@ -163,7 +167,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
         What::Streams(arguments) => streams::run(&arguments),
         What::Rotation(arguments) => rotation_speed::run(&arguments),
         What::Timing(arguments) => timing::run(&arguments),
-        What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
+        What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", controls::live_controls(&arguments)?)?),
     }
 }
 

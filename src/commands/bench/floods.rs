@@ -6,7 +6,6 @@
 mod attack;
 mod frames;
 mod good_client;
-pub(super) mod service_processes;
 
 use std::{
     io::{self, Write},
@@ -24,9 +23,11 @@ use tokio::sync::watch;
 use self::{
     attack::{Attack, AttackCounts, AttackRates},
     good_client::ClientFigures,
+};
+use super::{
+    Api, BenchError, Transport,
     service_processes::{Aim, ServiceProcesses, Target, Usage},
 };
-use super::{Api, BenchError, Transport};
 use crate::commands::demo::TemporaryDirectory;
 
 /// The arguments of `pinseal bench floods`.

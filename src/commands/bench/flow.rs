@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 use super::{
     Api, BenchError, FlowArguments, LoadArguments, http_echo,
     load::{self, LoadShape, Measurement, Progress},
-    memory::progress,
+    progress_bar::progress,
     report::{self, ConcurrencyResult},
     services::Services,
 };

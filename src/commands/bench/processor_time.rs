@@ -1,4 +1,4 @@
-//! The processor time of processes, from their clocks (clock_getcpuclockid(3)).
+//! The processor time of processes, from their clocks (clock_getcpuclockid(3)), and their children.
 
 use std::io;
 
@@ -13,17 +13,27 @@ pub(super) fn own_processor_seconds() -> io::Result<f64> {
 pub(super) fn processor_seconds_of(process: u32) -> io::Result<f64> {
     let id = Pid::from_raw(i32::try_from(process).unwrap_or_default());
     let mut all = seconds(ClockId::pid_cpu_clock_id(id)?.now()?);
+    for child in children_of(process)? {
+        // An ended process has no clock.
+        let used = ClockId::pid_cpu_clock_id(Pid::from_raw(child.cast_signed())).and_then(ClockId::now);
+        all += used.map(seconds).unwrap_or_default();
+    }
+    Ok(all)
+}
+
+/// The processes that a process started and that still run, from `/proc/PID/task/*/children` (proc(5)).
+///
+/// # Errors
+/// `/proc` can't be read, or the process does not exist.
+pub(super) fn children_of(process: u32) -> io::Result<Vec<u32>> {
+    let mut all = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let children = match std::fs::read_to_string(thread?.path().join("children")) {
-            // The process ended; its children have another parent.
+            // The thread ended; its children have another parent.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             children => children?,
         };
-        for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
-            // An ended process has no clock.
-            let used = ClockId::pid_cpu_clock_id(Pid::from_raw(child)).and_then(ClockId::now);
-            all += used.map(seconds).unwrap_or_default();
-        }
+        all.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
     }
     Ok(all)
 }

@@ -16,7 +16,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 
-use super::{BenchError, memory::progress, report};
+use super::{BenchError, progress_bar::progress, report};
 use crate::commands::demo::TemporaryDirectory;
 use crate::isolation::{Isolation, embedded_engine};
 use audit::{

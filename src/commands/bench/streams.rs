@@ -20,9 +20,9 @@ use self::{
 };
 use super::{
     BenchError,
-    floods::service_processes::{EngineAlone, Usage},
     load::{self, LoadShape, Progress},
     processor_time::own_processor_seconds,
+    service_processes::{EngineAlone, Usage},
 };
 use crate::commands::demo::TemporaryDirectory;
 use net::connect::channel;

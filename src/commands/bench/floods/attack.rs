@@ -11,11 +11,12 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{
-    frames::{Flood, FloodFrames, GoawayReader, RequestHead},
+use super::frames::{Flood, FloodFrames, GoawayReader, RequestHead};
+use crate::commands::bench::{
+    BenchError,
+    processor_time::seconds,
     service_processes::{Aim, Target},
 };
-use crate::commands::bench::{BenchError, processor_time::seconds};
 use net::connect::{Duplex, connect};
 
 /// The writes a second of a connection of a flood.

@@ -1,7 +1,6 @@
 //! The good clients: one sets PINs by HTTP/2 through the edge, one by gRPC at the engine, each at a steady rate.
 
 use std::{
-    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,20 +9,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use device::Device;
-use http_body_util::Full;
-use hyper::client::conn::http2::{SendRequest, handshake};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::service_processes::{Aim, ServiceProcesses, Target};
 use crate::commands::bench::{
-    Api, BenchError, flow,
+    Api, BenchError,
+    edge_client::EdgeClient,
+    flow,
     load::{self, LoadShape, Measurement, Progress},
+    service_processes::{ServiceProcesses, Target},
 };
-use net::connect::{channel, connect};
+use net::connect::channel;
 
 /// The longest time for one PIN; then it counts as an error.
 const FLOW_TIME_MAX: Duration = Duration::from_secs(30);
@@ -69,19 +66,11 @@ pub(super) fn measure(
 }
 
 fn by_http(services: &ServiceProcesses, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
-    let (aim, errors) = (services.aim(Target::Edge)?, Arc::new(AtomicU64::new(0)));
-    let authority = format!("localhost:{}", services.service(Target::Edge).port);
-    let authorization = format!("Bearer {}", services.token);
+    let errors = Arc::new(AtomicU64::new(0));
     let measured = load::run(shape, async || {
-        let (device, errors, authority, authorization) =
-            (Arc::clone(device), Arc::clone(&errors), authority.clone(), authorization.clone());
-        let edge = EdgeConnection { aim: aim.clone(), open: RefCell::new(None) };
+        let (device, errors, edge) = (Arc::clone(device), Arc::clone(&errors), EdgeClient::new(services)?);
         Ok(async move |number: usize| {
-            let post = async |path: &str, body: Value| {
-                let request = flow::request_of(&authority, path, &authorization, &body)?;
-                let sent = edge.sender().await?.send_request(request).await;
-                flow::body_of(sent.map_err(|error| BenchError::Load(error.to_string()))?).await
-            };
+            let post = async |path: &str, body: Value| edge.post(path, body).await;
             count_error(&errors, flow::whole_by_posts(post, &device, number)).await;
             Ok(Progress::Completed)
         })
@@ -111,26 +100,5 @@ async fn count_error(errors: &AtomicU64, work: impl Future<Output = Result<(), B
     };
     if errors.fetch_add(1, Ordering::Relaxed) == 0 {
         tracing::warn!(problem, "a good client was not served");
-    }
-}
-
-/// A connection to an edge, opened again after it was closed.
-struct EdgeConnection {
-    aim: Aim,
-    open: RefCell<Option<SendRequest<Full<Bytes>>>>,
-}
-
-impl EdgeConnection {
-    async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, BenchError> {
-        let open = self.open.borrow().clone().filter(|open| !open.is_closed());
-        if let Some(open) = open {
-            return Ok(open);
-        }
-        let stream = connect(&self.aim.address, self.aim.tls.as_ref()).await?;
-        let shaken = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-        let (sender, connection) = shaken.map_err(|error| BenchError::Load(error.to_string()))?;
-        tokio::spawn(connection);
-        self.open.replace(Some(sender.clone()));
-        Ok(sender)
     }
 }

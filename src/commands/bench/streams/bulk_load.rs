@@ -17,8 +17,8 @@ use tonic::{Status, Streaming, transport::Channel};
 use super::{AUDIT_USER, StreamShape, TENANT, Until, prepared_zone::Blocks};
 use crate::commands::bench::{
     BenchError,
-    floods::service_processes::EngineAlone,
     load::{CLIENT_THREADS, stay_on_core},
+    service_processes::EngineAlone,
 };
 use net::connect::channel;
 use proto::{

@@ -12,9 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::commands::bench::{
+use super::{
     BenchError, Transport,
-    memory::resident,
+    process_memory::ProcessMemory,
     processor_time::processor_seconds_of,
     services::{address_by_name, certificates},
 };
@@ -28,7 +28,7 @@ const TOKEN_VARIABLE: &str = "PINSEAL_BENCH_TOKEN";
 /// The longest time for a service to listen.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// The service that an attacker connects to.
+/// A service that listens.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Edge,
@@ -125,15 +125,15 @@ impl ServiceProcesses {
 }
 
 /// An engine without an edge.
-pub(in crate::commands::bench) struct EngineAlone {
+pub(super) struct EngineAlone {
     engine: ServiceProcess,
-    pub(in crate::commands::bench) address: EngineAddress,
-    pub(in crate::commands::bench) tls: ClientTls,
+    pub(super) address: EngineAddress,
+    pub(super) tls: ClientTls,
 }
 
 impl EngineAlone {
     /// Starts an engine with mutual TLS on a free port of loopback. `config` has its other keys and sections.
-    pub(in crate::commands::bench) fn start(config: &str, directory: &Path) -> Result<Self, BenchError> {
+    pub(super) fn start(config: &str, directory: &Path) -> Result<Self, BenchError> {
         let port = free_port()?;
         let (server, client) = certificates(&directory.join("pki"))?;
         let config = format!(
@@ -146,7 +146,7 @@ impl EngineAlone {
     }
 
     /// What the engine has used.
-    pub(in crate::commands::bench) fn usage(&self) -> Result<Usage, BenchError> {
+    pub(super) fn usage(&self) -> Result<Usage, BenchError> {
         self.engine.usage()
     }
 }
@@ -183,11 +183,16 @@ impl ServiceProcess {
         Ok(service)
     }
 
+    /// The number of the process.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What the service has used.
     pub(super) fn usage(&self) -> Result<Usage, BenchError> {
         Ok(Usage {
-            resident_bytes: resident(self.child.id())?,
-            processor_seconds: processor_seconds_of(self.child.id())?,
+            resident_bytes: ProcessMemory::read(self.id())?.resident_bytes,
+            processor_seconds: processor_seconds_of(self.id())?,
             log_bytes: fs::metadata(&self.log)?.len(),
         })
     }
@@ -202,11 +207,11 @@ impl Drop for ServiceProcess {
 
 /// The use of the machine by a service.
 #[derive(Clone, Copy)]
-pub(in crate::commands::bench) struct Usage {
+pub(super) struct Usage {
     /// Without the process of the key boundary.
-    pub(in crate::commands::bench) resident_bytes: u64,
+    pub(super) resident_bytes: u64,
     /// With the process of the key boundary, since the start.
-    pub(in crate::commands::bench) processor_seconds: f64,
+    pub(super) processor_seconds: f64,
     pub(super) log_bytes: u64,
 }
 

@@ -1,12 +1,12 @@
-//! Measures the memory of one live control: controls in a fresh store, half of them with a tzpk.
+//! `pinseal bench controls`: the memory of one live control: controls in a fresh store, half of them with a tzpk.
 
 use std::{fmt, ops::Range, process, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::runtime::Builder;
 
-use super::{BenchError, MemoryArguments};
+use super::{BenchError, ControlsArguments, process_memory::ProcessMemory, progress_bar::progress};
 use crate::commands::demo::TemporaryDirectory;
 use audit::card_reference::CardReference;
 use audit::entry::{Action, Body, CardEvent, Event, Isolation, Level, Outcome, Stamp};
@@ -46,17 +46,17 @@ impl fmt::Display for Cost {
 }
 
 /// Opens the controls and reads the resident memory of the process.
-pub(super) fn live_controls(arguments: &MemoryArguments) -> Result<Cost, BenchError> {
+pub(super) fn live_controls(arguments: &ControlsArguments) -> Result<Cost, BenchError> {
     let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let store = StoreConfig::embedded(directory.path()).open().await?;
-        let before = resident(process::id())?;
+        let before = ProcessMemory::read(process::id())?.resident_bytes;
         let bar = progress(arguments.count as u64);
         let first_half = arguments.count / 2;
         open_all(&*store, 0..first_half, &bar).await?;
-        let half = resident(process::id())?;
+        let half = ProcessMemory::read(process::id())?.resident_bytes;
         open_all(&*store, first_half..arguments.count, &bar).await?;
-        let after = resident(process::id())?;
+        let after = ProcessMemory::read(process::id())?.resident_bytes;
         bar.finish_and_clear();
         store.close().await;
         Ok(Cost { controls: arguments.count, before, half, after })
@@ -111,20 +111,4 @@ async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(),
     }
     bar.inc(1);
     Ok(())
-}
-
-/// A progress bar of this length.
-pub(super) fn progress(length: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:<28} {wide_bar} {pos}/{len}");
-    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// The resident memory of a process, in bytes.
-pub(super) fn resident(process: u32) -> Result<u64, BenchError> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes
-        .map(|kib| kib.saturating_mul(1_024))
-        .ok_or_else(|| BenchError::Load(format!("no VmRSS in /proc/{process}/status")))
 }
