@@ -10,6 +10,7 @@ mod floods;
 mod flow;
 mod http_echo;
 mod load;
+mod memory;
 mod process_memory;
 mod processor_time;
 mod progress_bar;
@@ -55,6 +56,8 @@ enum What {
     Flow(FlowArguments),
     /// What one live control costs in memory
     Controls(ControlsArguments),
+    /// The resident memory of an edge, an engine and its boundary process under hours of whole flows by HTTP
+    Memory(memory::MemoryArguments),
     /// Whether the time of a verification or a change reveals the outcome: Welch's t of right against wrong, and of each
     /// malformed class against each other, in process
     Timing(timing::TimingArguments),
@@ -168,6 +171,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
         What::Rotation(arguments) => rotation_speed::run(&arguments),
         What::Timing(arguments) => timing::run(&arguments),
         What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", controls::live_controls(&arguments)?)?),
+        What::Memory(arguments) => memory::run(&arguments),
     }
 }
 
@@ -201,6 +205,18 @@ pub(crate) enum BenchError {
     /// A request failed.
     #[error("the load failed: {0}")]
     Load(String),
+    /// Flows of a long load failed.
+    #[error(
+        "{failed} flows failed and {done} were done, so the memory is not that of the whole load: repeat after the cause of the first is gone: {first}"
+    )]
+    FlowsFailed {
+        /// The flows that failed.
+        failed: u64,
+        /// The flows that succeeded.
+        done: u64,
+        /// The first failure.
+        first: String,
+    },
     /// The time of an answer may reveal the outcome.
     #[error(
         "the largest |t| is {largest:.2}, not below {limit}: repeat on an idle machine with 1000000 calls; if it stays, the time reveals an outcome"

@@ -184,7 +184,7 @@ impl<'a> Bench<'a> {
             Api::Http => load::run(self.load(concurrency), async || {
                 let http = Http::new(self.services.edge_address(), &self.services.token);
                 Ok(async move |number: usize| {
-                    http.post(&open_path(number), open_body()).await?;
+                    http.post(&open_path(number), open_body(Scope::SetPin)).await?;
                     Ok(Progress::Completed)
                 })
             }),
@@ -333,11 +333,40 @@ pub(super) async fn whole_by_posts(
     device: &Device,
     number: usize,
 ) -> Result<(), BenchError> {
-    let control_id = member(&post(&open_path(number), open_body()).await?, "id")?;
+    let control_id = open_by_posts(&post, number, Scope::SetPin).await?;
     let tzpk = post("/pin/v3/set/tzpk", issue_body(device, &control_id)).await?;
-    let tzpk = STANDARD.decode(member(&tzpk, "tzpk")?).map_err(|error| BenchError::Load(error.to_string()))?;
-    let block = block_of(device, &tzpk, number)?;
+    let block = block_of(device, &bytes_member(&tzpk, "tzpk")?, number)?;
     post("/pin/v3/set", set_body(&control_id, block)).await?;
+    Ok(())
+}
+
+/// Opens a control by HTTP. Returns its controlId.
+pub(super) async fn open_by_posts(
+    post: impl AsyncFn(&str, Value) -> Result<Value, BenchError>,
+    number: usize,
+    scope: Scope,
+) -> Result<String, BenchError> {
+    member(&post(&open_path(number), open_body(scope)).await?, "id")
+}
+
+/// Views by HTTP the PIN that [`whole_by_posts`] set with this number.
+///
+/// # Errors
+/// A request fails, or the device decrypts another PIN.
+pub(super) async fn view_by_posts(
+    post: impl AsyncFn(&str, Value) -> Result<Value, BenchError>,
+    device: &Device,
+    number: usize,
+) -> Result<(), BenchError> {
+    let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
+    let control_id = open_by_posts(&post, number, Scope::ViewPin).await?;
+    let viewed = post("/pin/v3/view", issue_body(device, &control_id)).await?;
+    let block = bytes_member(&viewed, "pinBlock")?.try_into();
+    let block: [u8; 8] = block.map_err(|_| BenchError::Load("the answer's pinBlock has not 8 bytes".into()))?;
+    let pin = device.decrypt_pin(&bytes_member(&viewed, "tzpk")?, &block).map_err(|error| failed(&error))?;
+    if pin.reveal() != pin_of(number)?.reveal() {
+        return Err(BenchError::Load("the viewed PIN is not the one that was set".into()));
+    }
     Ok(())
 }
 
@@ -345,8 +374,8 @@ fn open_path(number: usize) -> String {
     format!("/pincontrol/v2/plastic/{}", plastic_id(number))
 }
 
-fn open_body() -> Value {
-    json!({ "scope": "SET_PIN" })
+fn open_body(scope: Scope) -> Value {
+    json!({ "scope": scope.as_str_name().trim_start_matches("SCOPE_") })
 }
 
 fn issue_body(device: &Device, control_id: &str) -> Value {
@@ -390,9 +419,12 @@ async fn issue(channel: &Channel, device: &Device, control_id: &str) -> Result<V
 
 fn block_of(device: &Device, encrypted_tzpk: &[u8], number: usize) -> Result<[u8; 8], BenchError> {
     let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
-    // Never a sequence, never one repeated digit: the PIN policy accepts every one.
-    let pin = Pin::parse(&format!("19{:04}", number % 10_000)).map_err(|error| failed(&error))?;
-    device.encrypt_pin(encrypted_tzpk, &pin, Fill::Random).map_err(|error| failed(&error))
+    device.encrypt_pin(encrypted_tzpk, &pin_of(number)?, Fill::Random).map_err(|error| failed(&error))
+}
+
+/// The PIN of a number: never a sequence, never one repeated digit, so that the PIN policy accepts every one.
+fn pin_of(number: usize) -> Result<Pin, BenchError> {
+    Pin::parse(&format!("19{:04}", number % 10_000)).map_err(|error| BenchError::Load(error.to_string()))
 }
 
 fn set_request(control_id: &str, block: [u8; 8]) -> SetPinRequest {
@@ -469,4 +501,8 @@ pub(super) async fn body_of(answer: Response<hyper::body::Incoming>) -> Result<V
 fn member(body: &Value, name: &str) -> Result<String, BenchError> {
     let text = body.get(name).and_then(Value::as_str);
     text.map(str::to_owned).ok_or_else(|| BenchError::Load(format!("the answer has no {name}")))
+}
+
+fn bytes_member(body: &Value, name: &str) -> Result<Vec<u8>, BenchError> {
+    STANDARD.decode(member(body, name)?).map_err(|error| BenchError::Load(error.to_string()))
 }

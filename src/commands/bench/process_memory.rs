@@ -9,6 +9,8 @@ use super::BenchError;
 pub(super) struct ProcessMemory {
     /// In RAM (`VmRSS`).
     pub(super) resident_bytes: u64,
+    /// Address space that is never swapped out (`VmLck`); a part of it may never have been in RAM.
+    pub(super) locked_bytes: u64,
 }
 
 impl ProcessMemory {
@@ -24,6 +26,6 @@ impl ProcessMemory {
             let missing = || BenchError::Load(format!("no {name} in /proc/{process}/status: the process has ended"));
             Ok::<_, BenchError>(kibibytes.ok_or_else(missing)?.saturating_mul(1_024))
         };
-        Ok(Self { resident_bytes: bytes("VmRSS:")? })
+        Ok(Self { resident_bytes: bytes("VmRSS:")?, locked_bytes: bytes("VmLck:")? })
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use super::{
     BenchError, Transport,
     process_memory::ProcessMemory,
-    processor_time::processor_seconds_of,
+    processor_time::{children_of, processor_seconds_of},
     services::{address_by_name, certificates},
 };
 use net::{
@@ -116,6 +116,12 @@ impl ServiceProcesses {
             Target::Edge => &self.edge,
             Target::Engine => &self.engine,
         }
+    }
+
+    /// The process of the key boundary, which the engine started.
+    pub(super) fn boundary_id(&self) -> Result<u32, BenchError> {
+        let boundary = children_of(self.engine.id())?.first().copied();
+        boundary.ok_or_else(|| BenchError::Load("the engine has no boundary process".into()))
     }
 
     pub(super) fn aim(&self, target: Target) -> Result<Aim, BenchError> {
