@@ -77,6 +77,7 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         a_card_is_known_once_it_is_registered_or_has_a_pin,
         the_unregistered_cards_of_a_tenant_are_limited,
         an_account_number_is_not_changed_under_a_pin,
+        account_numbers_are_read_in_the_order_of_the_cards,
         a_control_follows_the_account_number_of_its_card,
         a_record_under_an_older_storage_key_is_superseded,
         every_change_has_its_event_and_no_denial_has,
@@ -459,6 +460,16 @@ async fn an_account_number_is_not_changed_under_a_pin(store: &dyn Store) {
     assert_eq!((same.account, same.pin_status), (account(2), PinStatus::Set));
     let left = store.register_card(card(1), None, card_event(Action::RegisterCard)).await.unwrap();
     assert_eq!(left.account, account(2), "an absent number leaves the registered one");
+}
+
+async fn account_numbers_are_read_in_the_order_of_the_cards(store: &dyn Store) {
+    for (number, account) in [(1, account(1)), (2, None), (3, account(3))] {
+        store.register_card(card(number), account, card_event(Action::RegisterCard)).await.unwrap();
+    }
+    let cards = [3, 2, 9, 1, 3].map(card);
+    let accounts = store.accounts(&cards).await.unwrap();
+    assert_eq!(accounts, [account(3), None, None, account(1), account(3)]);
+    assert!(store.accounts(&[]).await.unwrap().is_empty());
 }
 
 async fn a_control_follows_the_account_number_of_its_card(store: &dyn Store) {
