@@ -1,10 +1,10 @@
 //! The gRPC service of streams: reads items, works on a bounded number of them at a time, answers their outcomes in order.
 //!
 //! A stream is a future of its connection's task, and HTTP/2 polls the future only while the client reads. So a client that
-//! stops reading has no further item begun, and keeps no thread. An item that was begun is a task of its own: it ends without
-//! its stream and gives its place back, for which items of other streams wait.
+//! stops reading has no further item begun, and keeps no thread. An export that was begun, and a segment of sets or translations,
+//! is a task of its own: it ends without its stream and gives its places back, for which items of other streams wait.
 
-use std::{collections::HashMap, iter::zip, mem, sync::Arc, time::Duration, vec};
+use std::{collections::HashMap, iter::zip, sync::Arc, time::Duration, vec};
 
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -84,11 +84,9 @@ impl bulk_service_server::BulkService for Services {
     ) -> Result<Response<Self::SetPinsStream>, Status> {
         let (run, items) = self.open_run(request).await?;
         let mut order = CardOrder::default();
-        let segments =
-            items.ready_chunks(SET_SEGMENT_ITEMS_MAX).flat_map(move |items| stream::iter(order.segments(items)));
-        let segments = segments.map({
+        let segments = items.ready_chunks(SET_SEGMENT_ITEMS_MAX).map({
             let run = Arc::clone(&run);
-            move |segment| begin(set_segment(Arc::clone(&run), segment))
+            move |items| begin(set_segment(Arc::clone(&run), order.segment(items)))
         });
         let outcomes = segments.buffered(ITEMS_AT_ONCE / SET_SEGMENT_ITEMS_MAX).flat_map(in_order);
         let respond = |outcomes| SetPinsResponse { outcomes };
@@ -151,26 +149,34 @@ impl Run {
         self.work(|| self.pins.export_pin(&self.caller, &card, key, format)).await
     }
 
-    /// Does the work of items together. What the store or the boundary had no place for, or did not answer together, is done alone.
+    /// Does the work of items together. What the store or the boundary has no place for is done alone.
     async fn work_together<I: TogetherItem>(&self, items: &[I]) -> Vec<Result<I::Done, PinError>> {
         let mut results = Vec::with_capacity(items.len());
         while let Some(left @ [_, ..]) = items.get(results.len()..) {
-            let places = self.places.take_free(left.len()).await;
+            let mut places = self.places.take_free(left.len()).await;
             let count = places.as_ref().map_or(left.len(), SemaphorePermit::num_permits);
             let part = left.get(..count).unwrap_or(left);
             let done = self.call.serve(I::do_together(self, part)).await;
-            drop(places);
-            let Ok(done) = done else {
+            let Some(done) = done.ok().filter(|done| done.len() == part.len()) else {
+                drop(places);
                 results.extend(join_all(part.iter().map(|item| item.do_alone(self))).await);
                 continue;
             };
-            let is_busy =
-                |result: &Result<_, PinError>| result.as_ref().is_err_and(|error| error.busy_limit().is_some());
-            if !done.iter().any(is_busy) {
+            let busy_limit = |result: &Result<_, PinError>| result.as_ref().err().and_then(PinError::busy_limit);
+            let limits: Vec<usize> = done.iter().filter_map(busy_limit).collect();
+            for limit in &limits {
+                self.places.give_back_busy(places.as_mut().and_then(|places| places.split(1)), *limit);
+            }
+            drop(places);
+            if limits.is_empty() {
                 results.extend(done);
                 continue;
             }
-            let again = async |item: &I, result| if is_busy(&result) { item.do_alone(self).await } else { result };
+            tokio::time::sleep(BUSY_PAUSE).await;
+            let again = async |item: &I, result: Result<_, PinError>| match busy_limit(&result) {
+                Some(_) => item.do_alone(self).await,
+                None => result,
+            };
             results.extend(join_all(zip(part, done).map(|(item, result)| again(item, result))).await);
         }
         results
@@ -227,7 +233,7 @@ impl Run {
     }
 }
 
-/// The results of items that were done together, or why none was.
+/// The results of items that were done together, or why none of them was done.
 type TogetherResults<T> = Result<Vec<Result<T, PinError>>, PinError>;
 
 /// An item of a stream whose work is done with that of others.
@@ -235,7 +241,7 @@ trait TogetherItem: Sync + Sized {
     type Done: Send;
 
     /// # Errors
-    /// The store or the boundary did not answer: no item is done.
+    /// The store could not read the cards: no item is done.
     fn do_together<'a>(run: &'a Run, items: &'a [Self]) -> BoxFuture<'a, TogetherResults<Self::Done>>;
 
     /// Waits while the store or the boundary has no place.
@@ -349,10 +355,10 @@ async fn set_segment(run: Arc<Run>, segment: SetSegment) -> Vec<Result<SetOutcom
         return vec![Err(status)];
     }
     let mut unfinished = Unfinished { ended: &run.ended, is_finished: false };
-    // Of each item its number and, where it is refused at once, its result.
-    let (mut begun, mut sets) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    let mut sets = SetsInRounds::default();
+    let (mut numbers, mut results) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
     let mut end = None;
-    for item in items {
+    for (at, item) in items.into_iter().enumerate() {
         let NumberedSet { sequence, plastic_id, zone_block } = match item {
             Ok(item) => item,
             Err(status) => {
@@ -364,44 +370,75 @@ async fn set_segment(run: Arc<Run>, segment: SetSegment) -> Vec<Result<SetOutcom
         let refused = match parsed {
             Ok((plastic, block)) => match run.pins.admit_card(&run.caller, plastic) {
                 Ok(card) => {
-                    sets.push(PinToSet { card, block });
-                    begun.push((sequence, None));
-                    continue;
+                    sets.push(at, plastic, PinToSet { card, block });
+                    None
                 }
-                Err(error) => run.set_result(Err(error)).await,
+                Err(error) => match run.set_result(Err(error)).await {
+                    Ok(result) => Some(Ok(result)),
+                    Err(status) => {
+                        end = Some(status);
+                        break;
+                    }
+                },
             },
-            Err(status) => Ok(set_outcome::Result::Error(wire::item_error(&status))),
+            Err(status) => Some(Ok(set_outcome::Result::Error(wire::item_error(&status)))),
         };
-        match refused {
-            Ok(result) => begun.push((sequence, Some(result))),
-            Err(status) => {
-                end = Some(status);
-                break;
-            }
+        numbers.push(sequence);
+        results.push(refused);
+    }
+    for SetRound { places, sets } in sets.rounds {
+        let mut is_ended = false;
+        for (place, result) in zip(places, run.work_together(&sets).await) {
+            let result = run.set_result(result).await;
+            is_ended |= result.is_err();
+            results.get_mut(place).into_iter().for_each(|place| *place = Some(result.clone()));
+        }
+        // The client sends the item that ended the stream again, and then a later one of its card.
+        if is_ended {
+            break;
         }
     }
-    let mut done = run.work_together(&sets).await.into_iter();
-    let mut outcomes = Vec::with_capacity(begun.len() + 1);
-    for (sequence, refused) in begun {
-        let result = match refused {
-            Some(result) => Ok(result),
-            None => match done.next() {
-                Some(result) => run.set_result(result).await,
-                None => Err(wire::engine_stops()),
-            },
+    let mut outcomes = Vec::with_capacity(numbers.len() + 1);
+    for (sequence, result) in zip(numbers, results) {
+        let result = match result {
+            Some(result) => result,
+            // The stream was ended before its round.
+            None => run.admit().await.and(Err(wire::engine_stops())),
         };
-        match result {
-            Ok(result) => outcomes.push(Ok(SetOutcome { sequence, result: Some(result) })),
-            Err(status) => {
-                // The client sends this item and those behind it again.
-                end = Some(status);
-                break;
-            }
-        }
+        outcomes.push(result.map(|result| SetOutcome { sequence, result: Some(result) }));
     }
     outcomes.extend(end.map(Err));
     unfinished.is_finished = true;
     outcomes
+}
+
+/// The sets of a segment: a card has one set in each round, so that its sets keep their order.
+#[derive(Default)]
+struct SetsInRounds {
+    rounds: Vec<SetRound>,
+    /// The number of sets of each card.
+    of_card: HashMap<PlasticId, usize>,
+}
+
+#[derive(Default)]
+struct SetRound {
+    /// The places in the segment.
+    places: Vec<usize>,
+    sets: Vec<PinToSet>,
+}
+
+impl SetsInRounds {
+    fn push(&mut self, place: usize, card: PlasticId, set: PinToSet) {
+        let number = self.of_card.entry(card).or_default();
+        if self.rounds.len() <= *number {
+            self.rounds.push(SetRound::default());
+        }
+        if let Some(round) = self.rounds.get_mut(*number) {
+            round.places.push(place);
+            round.sets.push(set);
+        }
+        *number += 1;
+    }
 }
 
 /// A set without an outcome. Dropped, it ends the stream before the turn of its card: the client sends the set again, and no
@@ -435,7 +472,7 @@ struct CardOrder {
     newest: HashMap<String, watch::Receiver<()>>,
 }
 
-/// Items that are carried out together: at most one of each card.
+/// Items whose outcomes are sent together.
 struct SetSegment {
     items: Vec<Result<NumberedSet, Status>>,
     turn: Turn,
@@ -447,39 +484,24 @@ struct Turn {
     done: watch::Sender<()>,
 }
 
-impl SetSegment {
-    fn new() -> Self {
-        Self { items: Vec::new(), turn: Turn { before: Vec::new(), done: watch::Sender::new(()) } }
-    }
-}
-
 impl CardOrder {
-    /// Divides items into segments, in the order of the items.
-    fn segments(&mut self, items: Vec<Result<NumberedSet, Status>>) -> Vec<SetSegment> {
+    /// The segment of these items.
+    fn segment(&mut self, items: Vec<Result<NumberedSet, Status>>) -> SetSegment {
         if self.newest.len() >= 2 * ITEMS_AT_ONCE {
             self.newest.retain(|_, segment| segment.has_changed().is_ok());
         }
-        let mut segments = Vec::with_capacity(1);
-        let mut segment = SetSegment { items: Vec::with_capacity(items.len()), ..SetSegment::new() };
-        let mut done = segment.turn.done.subscribe();
-        for item in items {
-            if let Ok(NumberedSet { plastic_id, .. }) = &item
-                && let Some(before) = self.newest.insert(plastic_id.clone(), done.clone())
-            {
-                if before.same_channel(&done) {
-                    segments.push(mem::replace(&mut segment, SetSegment::new()));
-                    done = segment.turn.done.subscribe();
-                    self.newest.insert(plastic_id.clone(), done.clone());
-                }
+        let (done, running) = watch::channel(());
+        let mut before = Vec::new();
+        for NumberedSet { plastic_id, .. } in items.iter().flatten() {
+            if let Some(earlier) = self.newest.insert(plastic_id.clone(), running.clone())
+                && !earlier.same_channel(&running)
                 // An error: the segment has ended.
-                if before.has_changed().is_ok() {
-                    segment.turn.before.push(before);
-                }
+                && earlier.has_changed().is_ok()
+            {
+                before.push(earlier);
             }
-            segment.items.push(item);
         }
-        segments.push(segment);
-        segments
+        SetSegment { items, turn: Turn { before, done } }
     }
 }
 
@@ -648,42 +670,21 @@ mod tests {
         cards.iter().map(item).collect()
     }
 
-    fn one_segment(order: &mut CardOrder, cards: &[&str]) -> SetSegment {
-        let segments: [SetSegment; 1] = order.segments(items(cards)).try_into().unwrap_or_else(|_| panic!("several"));
-        let [segment] = segments;
-        segment
+    fn turn(order: &mut CardOrder, cards: &[&str]) -> Turn {
+        order.segment(items(cards)).turn
     }
 
     #[tokio::test]
     async fn segments_of_one_card_wait_for_each_other_and_no_others_do() {
         let mut order = CardOrder::default();
-        let [first, other, second] = [["1", "2"], ["3", "4"], ["2", "5"]].map(|cards| one_segment(&mut order, &cards));
-        let first = first.turn.wait().await;
-        drop(other.turn.wait().await);
-        let mut second = std::pin::pin!(second.turn.wait());
+        let cards: [&[&str]; 3] = [&["1", "2", "1"], &["3", "4"], &["2", "5"]];
+        let [first, other, second] = cards.map(|cards| turn(&mut order, cards));
+        let first = first.wait().await;
+        drop(other.wait().await);
+        let mut second = std::pin::pin!(second.wait());
         assert!(futures::poll!(second.as_mut()).is_pending());
         drop(first);
         drop(second.await);
-    }
-
-    #[tokio::test]
-    async fn a_segment_ends_before_the_second_item_of_a_card() {
-        let mut order = CardOrder::default();
-        let segments = order.segments(items(&["1", "2", "1", "3", "1", "2"]));
-        let cards: Vec<Vec<_>> = segments
-            .iter()
-            .map(|segment| segment.items.iter().flatten().map(|item| item.plastic_id.as_str()).collect())
-            .collect();
-        assert_eq!(cards, [vec!["1", "2"], vec!["1", "3"], vec!["1", "2"]]);
-        let [first, second, third] = <[SetSegment; 3]>::try_from(segments).unwrap_or_else(|_| panic!("three"));
-        let first = first.turn.wait().await;
-        let mut second = std::pin::pin!(second.turn.wait());
-        let mut third = std::pin::pin!(third.turn.wait());
-        assert!(futures::poll!(second.as_mut()).is_pending());
-        drop(first);
-        assert!(futures::poll!(third.as_mut()).is_pending());
-        drop(second.await);
-        drop(third.await);
     }
 
     #[tokio::test]
@@ -709,7 +710,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_within_a_set_ends_the_stream_before_the_turn_of_its_card() {
         let mut order = CardOrder::default();
-        let [first, second] = [["1"], ["1"]].map(|cards| one_segment(&mut order, &cards).turn);
+        let [first, second] = [["1"], ["1"]].map(|cards| turn(&mut order, &cards));
         let ended = Arc::new(OnceCell::new());
         let panicked = begin({
             let ended = Arc::clone(&ended);
@@ -739,7 +740,7 @@ mod tests {
     fn the_order_forgets_cards_whose_items_are_done() {
         let mut order = CardOrder::default();
         for card in 0..100 * ITEMS_AT_ONCE {
-            drop(one_segment(&mut order, &[&card.to_string()]));
+            drop(turn(&mut order, &[&card.to_string()]));
         }
         assert!(order.newest.len() <= 2 * ITEMS_AT_ONCE);
     }

@@ -402,6 +402,35 @@ mod tests {
     }
 
     #[test]
+    fn the_most_records_and_blocks_together_fit_in_a_frame() {
+        let made_at = MadeAt { level: BoundaryLevel::Token, isolation: Isolation::Process };
+        let longest = || PinRecord::untagged(KeyVersion(1), StorageFormat::Wrapped, made_at, &[9; 40]);
+        let replies: [&dyn Fn() -> Reply; 2] =
+            [&|| Reply::Record { record: longest(), retry_tag: Some([4; 16]) }, &|| {
+                Reply::ZoneBlock(zone_block(ZoneFormat::Iso4))
+            }];
+        for reply in replies {
+            let mut frame = Vec::new();
+            let together = Reply::Together((0..TOGETHER_MAX).map(|_| Ok(reply())).collect());
+            push_frame(&mut frame, 1, |body| write_reply(&Ok(together), body));
+            let taken = take_frame(&mut &frame[..]).unwrap().unwrap();
+            assert!(
+                matches!(read_reply(taken.body), Ok(Ok(Reply::Together(results))) if results.len() == TOGETHER_MAX)
+            );
+        }
+        let translate = |_| Request::Translate {
+            source: Source::Record(longest()),
+            target: Target::Record,
+            card: CardBinding::new(&"t".repeat(64), &"9".repeat(19)).unwrap(),
+            account: Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap()),
+        };
+        let mut frame = Vec::new();
+        let together = Request::Together { requests: (0..TOGETHER_MAX).map(translate).collect() };
+        push_frame(&mut frame, 1, |body| write_request(&up_to(together), 9, body));
+        assert!(take_frame(&mut &frame[..]).unwrap().is_some());
+    }
+
+    #[test]
     fn too_many_requests_together_are_rejected() {
         for (count, is_read) in [(TOGETHER_MAX, true), (TOGETHER_MAX + 1, false)] {
             let mut body = Vec::new();

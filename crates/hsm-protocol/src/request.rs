@@ -158,7 +158,7 @@ impl Request {
     }
 }
 
-/// The most requests of a [`Request::Together`]: a call that waits for the thread that executes them waits for no more.
+/// The most requests of a [`Request::Together`]: 64 translations and their replies fit in a frame.
 pub const TOGETHER_MAX: usize = 64;
 
 /// A PIN block to translate.

@@ -4,6 +4,7 @@ use std::iter::zip;
 
 use super::zone_use::zone_block_format;
 use super::{AdmittedCard, PinError, Pins, card_binding};
+use crate::call_limits::CallAdmission;
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Outcome, TranslatedBlocks};
 use audit::items_root::ItemsRoot;
@@ -111,8 +112,8 @@ impl Pins {
         let mut route = Route::unknown();
         let result = async {
             let registered = self.store.card(card.key()).await?.and_then(|card| card.account);
-            let translate = self.begin_translation(caller, card, block, registered.as_ref(), &mut route)?;
-            self.end_translation(caller, registered.as_ref(), self.execute(translate).await)
+            let (translate, charge) = self.begin_translation(caller, card, block, registered.as_ref(), &mut route)?;
+            end_translation(charge, registered.as_ref(), self.execute(translate).await)
         };
         Translated::of(block, result.await, route)
     }
@@ -120,7 +121,7 @@ impl Pins {
     /// Translates blocks, as [`Pins::translate`] each, together in the boundary. The results are in the order of the blocks.
     ///
     /// # Errors
-    /// The store or the boundary did not answer.
+    /// The store could not read the cards.
     pub async fn translate_together(
         &self,
         caller: &Caller,
@@ -129,25 +130,22 @@ impl Pins {
         let cards: Vec<CardKey> = blocks.iter().map(|(card, _)| *card.key()).collect();
         let accounts = self.store.accounts(&cards).await?;
         let mut requests = Vec::with_capacity(blocks.len());
-        let mut in_work = Vec::with_capacity(blocks.len());
+        let mut in_progress = Vec::with_capacity(blocks.len());
         for ((card, block), registered) in zip(blocks, &accounts) {
             let mut route = Route::unknown();
             let begun = self.begin_translation(caller, card, block, registered.as_ref(), &mut route);
-            in_work.push((begun.map(|request| requests.push(request)), route));
+            let charge = begun.map(|(request, charge)| {
+                requests.push(request);
+                charge
+            });
+            in_progress.push((charge, route));
         }
-        let charged = requests.len();
-        let mut replies = match self.execute_all(requests).await {
-            Ok(replies) => replies.into_iter(),
-            Err(error) => {
-                (0..charged).for_each(|_| self.limits.refund_try(caller));
-                return Err(error.into());
-            }
-        };
+        let mut replies = self.execute_all(requests, blocks.len()).await.into_iter();
         let mut translated = Vec::with_capacity(blocks.len());
-        for (((_, block), registered), (begun, route)) in zip(zip(blocks, &accounts), in_work) {
-            let result = begun.and_then(|()| {
+        for (((_, block), registered), (charge, route)) in zip(zip(blocks, &accounts), in_progress) {
+            let result = charge.and_then(|charge| {
                 let reply = replies.next().unwrap_or(Err(Error::UnexpectedReply));
-                self.end_translation(caller, registered.as_ref(), reply)
+                end_translation(charge, registered.as_ref(), reply)
             });
             translated.push(Translated::of(block, result, route));
         }
@@ -210,14 +208,14 @@ impl Pins {
     ///
     /// # Errors
     /// [`PinError`]: the rules of a zone or the account number do not allow it, or the caller has used up its tries.
-    fn begin_translation(
-        &self,
-        caller: &Caller,
+    fn begin_translation<'a>(
+        &'a self,
+        caller: &'a Caller,
         card: &AdmittedCard,
         block: &BlockToTranslate,
         registered: Option<&RegisteredAccount>,
         route: &mut Route,
-    ) -> Result<Request, PinError> {
+    ) -> Result<(Request, ChargedTry<'a>), PinError> {
         let from = self.zone(&caller.tenant, &block.source.key)?;
         route.source_key = from.key_text();
         let to = self.zone(&caller.tenant, &block.target)?;
@@ -242,27 +240,8 @@ impl Pins {
         };
         let (card, target) = (card_binding(card.key())?, Target::Zone { key: to.key(), format });
         self.charge_try(caller)?;
-        Ok(Request::Translate { source, target, card, account })
-    }
-
-    /// The block of a reply to [`Pins::begin_translation`].
-    fn end_translation(
-        &self,
-        caller: &Caller,
-        registered: Option<&RegisteredAccount>,
-        translated: Result<Reply, Error>,
-    ) -> Result<ZoneBlock, PinError> {
-        // A block that is malformed for one account number says something about its PIN: it stays charged as a wrong PIN.
-        if !matches!(translated, Err(Error::Refused(Refusal::MalformedBlock))) {
-            self.limits.refund_try(caller);
-        }
-        match translated {
-            Ok(Reply::ZoneBlock(block)) => Ok(block),
-            Ok(_) => Err(Error::UnexpectedReply.into()),
-            // The tag of the record is not part of this request: the seal of the account number is broken.
-            Err(Error::SealBroken { .. }) if registered.is_none() => Err(PinError::SealedAccount),
-            Err(error) => Err(error.into()),
-        }
+        let charge = ChargedTry { limits: Some(&self.limits), caller };
+        Ok((Request::Translate { source, target, card, account }, charge))
     }
 
     /// Seals an account number for [`BlockToTranslate::account`]. The seal is audited with the masked number.
@@ -312,5 +291,44 @@ impl Pins {
             Reply::SealedPan(sealed) => Ok(sealed),
             _ => Err(Error::UnexpectedReply.into()),
         }
+    }
+}
+
+/// The block of a reply to a request of [`Pins::begin_translation`].
+fn end_translation(
+    charge: ChargedTry<'_>,
+    registered: Option<&RegisteredAccount>,
+    translated: Result<Reply, Error>,
+) -> Result<ZoneBlock, PinError> {
+    match translated {
+        Ok(Reply::ZoneBlock(block)) => Ok(block),
+        Ok(_) => Err(Error::UnexpectedReply.into()),
+        // A block that is malformed for one account number says something about its PIN: it stays charged as a wrong PIN.
+        Err(Error::Refused(Refusal::MalformedBlock)) => {
+            charge.keep();
+            Err(Error::Refused(Refusal::MalformedBlock).into())
+        }
+        // The tag of the record is not part of this request: the seal of the account number is broken.
+        Err(Error::SealBroken { .. }) if registered.is_none() => Err(PinError::SealedAccount),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A try that the caller of a translation is charged. Dropped, it is refunded.
+struct ChargedTry<'a> {
+    /// `None` for a try that stays charged.
+    limits: Option<&'a CallAdmission>,
+    caller: &'a Caller,
+}
+
+impl ChargedTry<'_> {
+    fn keep(mut self) {
+        self.limits = None;
+    }
+}
+
+impl Drop for ChargedTry<'_> {
+    fn drop(&mut self) {
+        self.limits.into_iter().for_each(|limits| limits.refund_try(self.caller));
     }
 }

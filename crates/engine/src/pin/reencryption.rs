@@ -8,6 +8,9 @@ use domain::card::{CardKey, ReencryptedPin, StoredPin};
 use hsm_protocol::{PinRecord, Reply, Request, Source, StorageFormat, Target};
 use store::StoreError;
 
+/// The most records that wait for a PKCS#11 token: fewer than may wait for it, so that calls still fit in its queue.
+const ALONE_AT_ONCE: usize = 32;
+
 impl Pins {
     /// Reads the kinds of the PIN records of the next cards after `after`.
     ///
@@ -53,7 +56,8 @@ impl Pins {
                 Err(error) => page.fail(&error),
             }
         }
-        for (result, (card, before)) in self.execute_all(requests).await?.into_iter().zip(before) {
+        let results = self.execute_all(requests, ALONE_AT_ONCE).await;
+        for (result, (card, before)) in results.into_iter().zip(before) {
             match result {
                 Ok(Reply::Record { record: after, .. }) => page.records.push(ReencryptedPin {
                     card,

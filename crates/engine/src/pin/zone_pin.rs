@@ -22,7 +22,7 @@ pub struct PinToSet {
 }
 
 /// What a set by a zone keeps while the boundary translates its block.
-struct SetInWork {
+struct ZoneSetInProgress {
     card: CardKey,
     registered: Option<RegisteredAccount>,
     zone_key: Box<str>,
@@ -50,7 +50,7 @@ impl Pins {
     /// are in the order of the sets.
     ///
     /// # Errors
-    /// The store or the boundary did not answer: no PIN is set.
+    /// The store could not read the cards: no PIN is set.
     pub async fn set_pins_by_zone(
         &self,
         caller: &Caller,
@@ -60,16 +60,16 @@ impl Pins {
         let cards: Vec<CardKey> = sets.iter().map(|set| *set.card.key()).collect();
         let accounts = self.store.accounts(&cards).await?;
         let mut requests = Vec::with_capacity(sets.len());
-        let mut in_work = Vec::with_capacity(sets.len());
+        let mut in_progress = Vec::with_capacity(sets.len());
         for (PinToSet { card, block }, registered) in zip(sets, accounts) {
-            in_work.push(self.begin_set(caller, *card.key(), block, registered).map(|(request, set)| {
+            in_progress.push(self.begin_set(caller, *card.key(), block, registered).map(|(request, set)| {
                 requests.push(request);
                 set
             }));
         }
-        let mut replies = self.execute_all(requests).await?.into_iter();
+        let mut replies = self.execute_all(requests, sets.len()).await.into_iter();
         let mut queued = Vec::with_capacity(sets.len());
-        for set in in_work {
+        for set in in_progress {
             queued.push(set.and_then(|set| {
                 let reply = replies.next().unwrap_or(Err(Error::UnexpectedReply))?;
                 self.store_set(caller, set, reply)
@@ -123,7 +123,7 @@ impl Pins {
         card: CardKey,
         named: &NamedZoneBlock,
         registered: Option<RegisteredAccount>,
-    ) -> Result<(Request, SetInWork), PinError> {
+    ) -> Result<(Request, ZoneSetInProgress), PinError> {
         let zone = self.zone(&caller.tenant, &named.key)?;
         let (source, format) = zone.source(named, ZoneUse::SetPin)?;
         let translate = Request::Translate {
@@ -132,7 +132,7 @@ impl Pins {
             card: card_binding(&card)?,
             account: account(registered.as_ref())?,
         };
-        Ok((translate, SetInWork { card, registered, zone_key: zone.key_text(), format }))
+        Ok((translate, ZoneSetInProgress { card, registered, zone_key: zone.key_text(), format }))
     }
 
     /// Queues the change that stores the record of a reply.
@@ -142,10 +142,10 @@ impl Pins {
     fn store_set(
         &self,
         caller: &Caller,
-        set: SetInWork,
+        set: ZoneSetInProgress,
         reply: Reply,
     ) -> Result<impl Future<Output = Result<ZoneSet, ChangeError>>, PinError> {
-        let SetInWork { card, registered, zone_key, format } = set;
+        let ZoneSetInProgress { card, registered, zone_key, format } = set;
         let Reply::Record { record, retry_tag: Some(tag) } = reply else { return Err(Error::UnexpectedReply.into()) };
         let event = self.card_event(
             caller,

@@ -180,7 +180,7 @@ impl FrameValue for Request {
             }
             UP_TO => {
                 let versions = FrameValue::read(read)?;
-                // One level alone, as of `TOGETHER`: a frame must not choose the depth of the stack.
+                // One level alone, and none in `TOGETHER`: a frame must not choose the depth of the stack.
                 if read.0.first() == Some(&UP_TO) {
                     return Err(FrameError);
                 }
