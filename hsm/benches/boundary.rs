@@ -21,11 +21,13 @@ use aws_lc_rs::{
         PublicEncryptingKey,
     },
 };
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use des::TdesEde2;
 use hsm::{
     Account, AccountNumber, Binding, CardBinding, Config, ControlBinding, DeviceKey, EncryptedBlock, FreshTzpk, Hsm,
-    PinRecord, Purpose, Reply, Request, SealedAccount, SealedKey, Source, Target,
+    KeyAlgorithm, KeyFileUse, KeyStore, KeyUsage, Keys, NewRecordFormat, ParityPolicy, PinRecord, Purpose, Reply,
+    Request, SealedAccount, SealedKey, Source, TOGETHER_MAX, Target, Unlock, Vault, Wanted, ZoneFormat, ZoneKey,
+    ZoneName, ZoneRules, ZoneUse,
 };
 
 const CONTROL: ControlBinding =
@@ -150,5 +152,91 @@ fn boundary(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, boundary);
+/// A vault with the key of a zone that sets, gives and translates PINs.
+struct ZoneVault(tempfile::TempDir);
+
+impl ZoneVault {
+    fn new() -> Self {
+        let vault = Self(tempfile::tempdir().unwrap());
+        Hsm::create_vault(&vault.place(), KeyFileUse::Refuse).unwrap();
+        let mut store = KeyStore::open(Keys::Vault(vault.place()), &Wanted::default(), 1).unwrap();
+        let usage = KeyUsage::Zone(Self::key().zone);
+        store.make(usage.clone(), KeyAlgorithm::TdesDouble, 1).unwrap();
+        store.activate(&usage, 1, 1).unwrap();
+        store.commit([0; 32]).unwrap();
+        vault
+    }
+
+    fn place(&self) -> Vault {
+        Vault::File { path: self.0.path().join("vault"), unlock: Unlock::KeyFile(self.0.path().join("vault.key")) }
+    }
+
+    fn open(&self, form: NewRecordFormat) -> Hsm {
+        let rules = ZoneRules {
+            name: Self::key().zone,
+            tenant: "bank".into(),
+            formats: vec![ZoneFormat::Iso1, ZoneFormat::Iso0],
+            uses: vec![ZoneUse::SetPin, ZoneUse::GetPin, ZoneUse::Export, ZoneUse::Translate],
+            parity: ParityPolicy::Ignore,
+        };
+        let wanted = Wanted { form: Some(form), ..Wanted::default() };
+        Hsm::open(Config { keys: Keys::Vault(self.place()), wanted, zones: vec![rules], ..Config::default() }).unwrap()
+    }
+
+    fn key() -> ZoneKey {
+        ZoneKey { zone: ZoneName::parse("app-bank").unwrap(), version: None }
+    }
+}
+
+/// As many translations as one request has, of blocks of one source to one target.
+fn together(source: impl Fn() -> Source, target: impl Fn() -> Target, account: impl Fn() -> Account) -> Request {
+    let one = || Request::Translate { source: source(), target: target(), card: card(), account: account() };
+    Request::Together { requests: (0..TOGETHER_MAX).map(|_| one()).collect() }
+}
+
+fn many(c: &mut Criterion) {
+    let vault = ZoneVault::new();
+    let (hsm, dated) =
+        (vault.open(NewRecordFormat::Iso4), vault.open(NewRecordFormat::Iso3 { until: "2999-12-31".into() }));
+    let generate = |hsm: &Hsm| match ready(hsm.execute(Request::Generate {
+        digits: 6,
+        card: card(),
+        account: Account::PlasticId,
+    })) {
+        Ok(Reply::Record { record, .. }) => record,
+        _ => unreachable!("no record"),
+    };
+    let to_zone = |format| Target::Zone { key: ZoneVault::key(), format };
+    let block = match translate(&hsm, Source::Record(generate(&hsm)), to_zone(ZoneFormat::Iso1), Account::PlasticId) {
+        Reply::ZoneBlock(block) => block,
+        _ => unreachable!("no block"),
+    };
+    let record = generate(&dated);
+    let zone = || Source::Zone { key: ZoneVault::key(), block: block.clone() };
+    let account = seal_pan(&hsm);
+    let registered = || Account::Registered(SealedAccount::from_bytes(account.as_bytes()).unwrap());
+
+    let mut group = c.benchmark_group("together");
+    group.throughput(Throughput::Elements(TOGETHER_MAX as u64));
+    let mut bench = |name: &str, request: &dyn Fn() -> Request| {
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                request,
+                |request| match ready(hsm.execute(request)) {
+                    Ok(Reply::Together(replies)) if replies.iter().all(Result::is_ok) => replies,
+                    _ => unreachable!("no replies"),
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    };
+    bench("translate zone blocks to records", &|| together(zone, || Target::Record, || Account::PlasticId));
+    bench("translate zone blocks to zone blocks", &|| together(zone, || to_zone(ZoneFormat::Iso0), registered));
+    bench("re-encrypt 3DES records", &|| {
+        together(|| Source::Record(record.clone()), || Target::Record, || Account::PlasticId)
+    });
+    group.finish();
+}
+
+criterion_group!(benches, boundary, many);
 criterion_main!(benches);
