@@ -96,7 +96,7 @@ impl Hsm {
     }
 
     /// Executes requests that arrived together on the caller's thread, and returns their replies in the same order: the software
-    /// token decrypts the blocks of devices as one batch.
+    /// token decrypts the 3DES blocks that they translate as one batch.
     ///
     /// # Errors
     /// The requests, none of them executed, where the token has worker threads: call [`Hsm::execute`] for each.

@@ -12,6 +12,8 @@ mod token_zones;
 mod verify;
 mod zone_translation;
 
+#[cfg(test)]
+pub(crate) use self::together::BATCHED;
 use self::together::Decrypted;
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
@@ -74,8 +76,8 @@ impl Boundary {
         self.execute_under(self.token().current().storage, request, None)
     }
 
-    /// Executes one request. New records are encrypted under `storage`. A batch has decrypted the block of the request's device
-    /// already where `decrypted` is set.
+    /// Executes one request. New records are encrypted under `storage`. A batch has decrypted the block that the request
+    /// translates already where `decrypted` is set.
     fn execute_under(
         &self,
         storage: StorageVersions,
@@ -197,23 +199,25 @@ impl Boundary {
                 Ok(Reply::Record { record, retry_tag: Some(retry_tag) })
             }
             (Source::Record(record), Target::Device { public_key }) => match self {
-                Self::Host(at_host) => at_host.record_to_device(record, card, account, public_key),
+                Self::Host(at_host) => at_host.record_to_device((record, decrypted), card, account, public_key),
                 Self::Token(at_token) => at_token.record_to_device(record, card, account, public_key),
             }
             .map(Reply::Block),
             (Source::Record(record), Target::Record) => {
                 let record = match self {
-                    Self::Host(at_host) => at_host.reencrypt(storage, record, card, account)?,
+                    Self::Host(at_host) => at_host.reencrypt(storage, (record, decrypted), card, account)?,
                     Self::Token(at_token) => at_token.reencrypt(storage, record, card, account)?,
                 };
                 Ok(Reply::Record { record, retry_tag: None })
             }
-            (Source::Zone { key, block }, Target::Record) => self.zone_to_record(storage, (key, block), card, account),
+            (Source::Zone { key, block }, Target::Record) => {
+                self.zone_to_record(storage, (key, block, decrypted), card, account)
+            }
             (Source::Record(record), Target::Zone { key, format }) => {
-                self.record_to_zone(record, (key, *format), card, account)
+                self.record_to_zone((record, decrypted), (key, *format), card, account)
             }
             (Source::Zone { key: source, block }, Target::Zone { key: target, format }) => {
-                self.zone_to_zone((source, block), (target, *format), card, account)
+                self.zone_to_zone((source, block, decrypted), (target, *format), card, account)
             }
             (Source::Device { .. }, Target::Device { .. } | Target::Zone { .. })
             | (Source::Zone { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),

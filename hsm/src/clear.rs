@@ -34,6 +34,13 @@ impl<const N: usize> Clear<N> {
         Self::ZEROED
     }
 
+    /// A copy of these bytes, filled in place.
+    pub(crate) fn boxed(bytes: &[u8; N]) -> Box<Self> {
+        let mut boxed = Box::new(Self::ZEROED);
+        boxed.0.copy_from_slice(bytes);
+        boxed
+    }
+
     pub(crate) fn bytes(&self) -> &[u8; N] {
         &self.0
     }

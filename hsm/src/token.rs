@@ -4,6 +4,7 @@ mod aes_chain;
 mod pkcs11;
 mod software;
 mod tdes_budget;
+mod tdes_cipher;
 mod zone_ciphers;
 
 pub use self::pkcs11::{Probe, Route, TokenReport};
@@ -21,6 +22,7 @@ pub(crate) use self::{
     software::{Software, aes_kcv, joined, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
     tdes_budget::{TdesBudget, reserved_in},
 };
+use bitslice_des::Batch;
 use hsm_protocol::{
     ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, PvkName, SealedTzpk,
     StorageFormat, StorageVersions, TAG_BYTES, ZoneFormat, ZoneName,
@@ -116,9 +118,8 @@ pub(crate) trait HostLevel: Token {
         block: &mut Block,
     ) -> Result<(), Error>;
 
-    /// The part of the token that opens a tzpk into this process, so that blocks can be decrypted in batches. None where the
-    /// token decrypts blocks itself.
-    fn tzpk_opener(&self) -> Option<&dyn TzpkOpener> {
+    /// The part of the token that adds blocks to a batch. None where the keys are not in this process.
+    fn batch_keys(&self) -> Option<&dyn BatchKeys> {
         None
     }
 
@@ -174,10 +175,25 @@ pub(crate) trait HostLevel: Token {
     fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error>;
 }
 
-/// Opens sealed tzpks into this process.
-pub(crate) trait TzpkOpener {
-    /// Opens a sealed tzpk into `tzpk`. [`Error::SealBroken`] where it was changed or has another binding.
-    fn open_tzpk(&self, sealed: (KeyVersion, &SealedTzpk), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error>;
+/// The 3DES keys of a token that are in this process, so that it decrypts blocks in batches. Each method adds a block to a batch
+/// and returns the place of the block, from 0: none where the key is missing or not of this kind, or the batch is full.
+pub(crate) trait BatchKeys {
+    /// Adds a device's block under its sealed tzpk: none where the tzpk was changed or has another binding. `tzpk` is working
+    /// memory.
+    fn push_device_block(
+        &self,
+        sealed: (KeyVersion, &SealedTzpk),
+        bound: &Bound,
+        tzpk: &mut Tzpk,
+        block: &[u8; 8],
+        batch: &mut Batch,
+    ) -> Option<usize>;
+
+    /// Adds a zone's block under its 3DES key.
+    fn push_zone_block(&self, key: ZoneKeyRef<'_>, block: &[u8; 8], batch: &mut Batch) -> Option<usize>;
+
+    /// Adds the block of a record under its 3DES storage key.
+    fn push_stored_block(&self, key: KeyVersion, block: &[u8; 8], batch: &mut Batch) -> Option<usize>;
 }
 
 /// The IBM 3624 key with this name among the usages of active keys.

@@ -12,7 +12,7 @@ use support::{
     hsm_process::HsmProcess,
 };
 
-use crate::zones::{Connection, with_zone_key, zone};
+use crate::zones::{AES_ZONE_KEY, Connection, TDES_ZONE_KEY, with_zone_key, zone};
 
 const ZONE: &str = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n\
                     formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"verify\", \"change\", \"translate\"]\n\
@@ -28,9 +28,8 @@ const IBM_3624: &str = "ibm-3624:bank:0123456789012345:5-15-f";
 const ACCOUNT_FIELD: u64 = 0x0000_3330_0890_2001;
 /// The PVKI of the key under test.
 const PVKI: u64 = 1;
-/// Keys that stay in the memory of the vault's process: a search that misses them does not work.
+/// A key that stays in the memory of the vault's process: a search that misses it does not work.
 const STORAGE_KEY: &str = "the storage key";
-const AES_ZONE_KEY: &str = "the AES zone key";
 const PINS: u64 = 200;
 
 fn card() -> CardBinding {
@@ -211,7 +210,7 @@ fn no_verification_leaves_a_clear_value() {
         let data = ceremony.at("data");
         planted.plant(STORAGE_KEY, &storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap());
         planted.plant(AES_ZONE_KEY, &aes_key);
-        planted.plant("the zone key", key.as_bytes());
+        planted.plant(TDES_ZONE_KEY, key.as_bytes());
         planted.plant("the PVK", pvk.as_bytes());
         planted.plant("the IBM 3624 key", ibm_3624.as_bytes());
         let encrypted = ibm_3624.encrypt_block(&VALIDATION_DATA.to_be_bytes());
@@ -236,7 +235,7 @@ fn no_verification_leaves_a_clear_value() {
         assert_eq!(boundary.generated.as_ref().map(Vec::len), is_reversible.then_some(PINS as usize));
         let found = planted.find_in(hsm.id()).expect("run the tests as root").names;
         // The storage key of format 4 is in use in both forms.
-        let expected = [AES_ZONE_KEY, STORAGE_KEY];
+        let expected = [TDES_ZONE_KEY, AES_ZONE_KEY, STORAGE_KEY];
         assert_eq!(found.into_iter().collect::<Vec<_>>(), expected, "left in the boundary's memory, {form}");
         let text = (hsm.log() + &boundary.errors).to_lowercase();
         assert!(seen.iter().all(|clear| !text.contains(clear.as_str())), "left in log or errors, {form}");

@@ -1,5 +1,5 @@
-//! Zones in the boundary's own process: PINs go in and out under a zone key, and leave no clear block and no zone key in its
-//! memory, its log or its errors.
+//! Zones in the boundary's own process: PINs go in and out under a zone key, alone and as a batch, and leave no clear block in its
+//! memory, its log or its errors. Its memory holds the keys alone.
 
 use std::{
     io::{Read, Write},
@@ -31,7 +31,9 @@ const ACCOUNT_FIELD: u64 = 0x0000_3330_0890_2001;
 /// A key that stays in the memory of the vault's process: a search that misses it does not work.
 const STORAGE_KEY: &str = "the storage key";
 /// The same of an AES zone key: its key schedule begins with the key.
-const AES_ZONE_KEY: &str = "the AES zone key";
+pub(crate) const AES_ZONE_KEY: &str = "the AES zone key";
+/// The same of a 3DES zone key, which batches need beside its key schedule.
+pub(crate) const TDES_ZONE_KEY: &str = "the 3DES zone key";
 const PINS: u64 = 200;
 
 /// A connection to a boundary, as an engine opens it.
@@ -78,11 +80,29 @@ impl Connection {
     }
 
     fn translate(&mut self, source: Source, target: Target) -> Result<Reply, Error> {
-        let (card, number) = (CardBinding::new("bank", "1000200030").unwrap(), AccountNumber::parse(PAN).unwrap());
-        let Reply::SealedPan(sealed) = self.execute(&Request::SealPan { number, card }).unwrap() else {
-            panic!("the reply of another request")
+        let account = self.account();
+        self.execute(&Request::Translate { source, target, card: card(), account })
+    }
+
+    fn account(&mut self) -> Account {
+        let (card, number) = (card(), AccountNumber::parse(PAN).unwrap());
+        match self.execute(&Request::SealPan { number, card }).unwrap() {
+            Reply::SealedPan(sealed) => Account::Registered(sealed),
+            _ => panic!("the reply of another request"),
+        }
+    }
+
+    /// Sets the PINs of several blocks in one request. The boundary decrypts six or more as a batch.
+    fn set_together(&mut self, blocks: &[ZoneBlock]) -> Vec<Result<Reply, Error>> {
+        let (card, account) = (card(), self.account());
+        let set = |block: &ZoneBlock| {
+            let (source, account) = (from_zone(block.clone()), account.clone());
+            Request::Translate { source, target: Target::Record, card, account }
         };
-        self.execute(&Request::Translate { source, target, card, account: Account::Registered(sealed) })
+        match self.execute(&Request::Together { requests: blocks.iter().map(set).collect() }).unwrap() {
+            Reply::Together(results) => results,
+            _ => panic!("the reply of another request"),
+        }
     }
 
     fn set(&mut self, block: &ZoneBlock) -> Result<PinRecord, Error> {
@@ -98,6 +118,10 @@ impl Connection {
             _ => panic!("the reply of another request"),
         }
     }
+}
+
+fn card() -> CardBinding {
+    CardBinding::new("bank", "1000200030").unwrap()
 }
 
 pub(crate) fn zone() -> ZoneKey {
@@ -126,7 +150,7 @@ pub(crate) fn with_zone_key() -> (Ceremony, Tzpk) {
 #[test]
 fn no_zone_operation_leaves_a_clear_value() {
     let Traces { memory, text, clear } = traces_of(pinseal());
-    assert_eq!(memory, [AES_ZONE_KEY, STORAGE_KEY], "left in the boundary's memory");
+    assert_eq!(memory, [TDES_ZONE_KEY, AES_ZONE_KEY, STORAGE_KEY], "left in the boundary's memory");
     assert!(clear.iter().all(|clear| !text.contains(clear.as_str())), "left in log or errors");
 }
 
@@ -154,7 +178,7 @@ fn traces_of(boundary: Command) -> Traces {
     let (mut planted, mut seen) = (Planted::default(), Vec::new());
     let data = ceremony.at("data");
     planted.plant(STORAGE_KEY, &storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap());
-    planted.plant("the zone key", key.as_bytes());
+    planted.plant(TDES_ZONE_KEY, key.as_bytes());
     planted.plant(AES_ZONE_KEY, &aes_key);
     let mut connection = Connection::open(&hsm);
     let mut errors = String::new();
@@ -169,10 +193,12 @@ fn traces_of(boundary: Command) -> Traces {
         ];
         // The first half of a format 4 block holds only the PIN.
         planted.plant("a PIN in block form", &(head(4) | 0xAA_AAAA).to_be_bytes());
+        let mut together = Vec::new();
         for (format, clear) in clear {
             planted.plant("a clear block", &clear.to_be_bytes());
             let block = ZoneBlock::from_bytes(format, &key.encrypt_block(&clear.to_be_bytes())).unwrap();
             let record = connection.set(&block).unwrap();
+            together.push(block.clone());
             let mut sources = vec![(Source::Record(record.clone()), ZoneFormat::Iso1)];
             sources.push((Source::Record(record.clone()), ZoneFormat::Iso0));
             sources.push((from_zone(block.clone()), ZoneFormat::Iso3));
@@ -200,7 +226,11 @@ fn traces_of(boundary: Command) -> Traces {
             let refused = connection.set(&block).err().unwrap();
             assert!(matches!(refused, Error::Refused(Refusal::MalformedBlock)));
             errors += &refused.to_string();
+            together.push(block);
             seen.push(format!("{clear:016x}"));
+        }
+        for pair in connection.set_together(&together).chunks(2) {
+            assert!(matches!(pair, [Ok(_), Err(Error::Refused(Refusal::MalformedBlock))]));
         }
         seen.push(format!("{pin:08x}"));
     }

@@ -76,14 +76,14 @@ impl AtHost {
     /// Re-encrypts a record's PIN for a device, as a format 1 block with random fill.
     pub(super) fn record_to_device(
         &self,
-        record: &PinRecord,
+        (record, decrypted): (&PinRecord, Option<Decrypted<'_>>),
         card: &CardBinding,
         account: &Account,
         device: &DeviceKey,
     ) -> Result<DeviceBlock, Error> {
         in_workspace(|Workspace { tzpk, block, wide, pin }| {
             let account = account_digits(&*self.token, account, card)?;
-            self.open_record(record, &account, (block, wide), pin)?;
+            self.open_record((record, decrypted), &account, (block, wide), pin)?;
 
             let mut fill = Block::zeroed();
             self.token.random(fill.bytes_mut())?;
@@ -98,13 +98,13 @@ impl AtHost {
     pub(super) fn reencrypt(
         &self,
         storage: StorageVersions,
-        record: &PinRecord,
+        (record, decrypted): (&PinRecord, Option<Decrypted<'_>>),
         card: &CardBinding,
         account: &Account,
     ) -> Result<PinRecord, Error> {
         in_workspace(|Workspace { block, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
-            self.open_record(record, &account, (block, wide), pin)?;
+            self.open_record((record, decrypted), &account, (block, wide), pin)?;
             self.encrypt_record(storage, pin, (block, wide), &account, card)
         })
     }
@@ -130,7 +130,7 @@ impl AtHost {
                 (true, _) if record.form() == StorageFormat::OneWay => return Ok(record.clone()),
                 _ => {}
             }
-            self.open_record(record, &account, (block, wide), pin)?;
+            self.open_record((record, None), &account, (block, wide), pin)?;
             self.encrypt_record(storage, pin, (block, wide), &to_account, to_card)
         })
     }
@@ -178,13 +178,13 @@ impl AtHost {
         tagged(&*self.token, PinRecord::untagged(key, form.into(), made_at, block), card)
     }
 
-    /// Decrypts a record into `pin`.
+    /// Decrypts a record into `pin`, unless a batch has decrypted its block.
     ///
     /// # Errors
     /// [`Error::OneWay`] for a one-way record; [`Error::SealBroken`] where the decrypted block is malformed.
     pub(super) fn open_record(
         &self,
-        record: &PinRecord,
+        (record, decrypted): (&PinRecord, Option<Decrypted<'_>>),
         account: &AccountDigits,
         (block, wide): (&mut Block, &mut WideBlock),
         pin: &mut Pin,
@@ -199,8 +199,12 @@ impl AtHost {
                 decode_iso_4(wide, pin)
             }
             HostForm::Iso3 | HostForm::Iso0 => {
-                block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                self.token.storage_tdes_decrypt(record.storage_key(), block)?;
+                if let Some(decrypted) = decrypted {
+                    decrypted.copy(block);
+                } else {
+                    block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
+                    self.token.storage_tdes_decrypt(record.storage_key(), block)?;
+                }
                 if form == HostForm::Iso0 {
                     decode_iso_0(block, pin, account)
                 } else {

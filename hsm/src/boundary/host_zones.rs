@@ -7,6 +7,7 @@ use hsm_protocol::{Account, CardBinding, Error, PinRecord, Refusal, StorageVersi
 use super::{
     account_digits,
     at_host::{AtHost, CheckResult, check_result},
+    together::Decrypted,
 };
 use crate::{
     block::{
@@ -24,13 +25,13 @@ impl AtHost {
         &self,
         storage: StorageVersions,
         key: ZoneKeyRef<'_>,
-        block: &ZoneBlock,
+        (block, decrypted): (&ZoneBlock, Option<Decrypted<'_>>),
         card: &CardBinding,
         account: &Account,
     ) -> Result<PinRecord, Error> {
         in_workspace(|Workspace { block: clear, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
-            let well_formed = self.open_zone_block(key, block, &account, (clear, wide), pin)?;
+            let well_formed = self.open_zone_block(key, (block, decrypted), &account, (clear, wide), pin)?;
             let is_allowed = self.policy.judge(pin);
 
             let record = self.encrypt_record(storage, pin, (clear, wide), &account, card)?;
@@ -45,7 +46,7 @@ impl AtHost {
     /// Re-encrypts a record's PIN under a zone key. The PIN policy is not applied again.
     pub(super) fn record_to_zone(
         &self,
-        record: &PinRecord,
+        (record, decrypted): (&PinRecord, Option<Decrypted<'_>>),
         card: &CardBinding,
         account: &Account,
         key: ZoneKeyRef<'_>,
@@ -53,7 +54,7 @@ impl AtHost {
     ) -> Result<ZoneBlock, Error> {
         in_workspace(|Workspace { block, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
-            self.open_record(record, &account, (block, wide), pin)?;
+            self.open_record((record, decrypted), &account, (block, wide), pin)?;
             self.make_zone_block(key, format, pin, &account, (block, wide))
         })
     }
@@ -62,25 +63,25 @@ impl AtHost {
     /// the PIN is another issuer's, or is in use already. The work is the same for every block of a format.
     pub(super) fn zone_to_zone(
         &self,
-        (source, block): (ZoneKeyRef<'_>, &ZoneBlock),
+        (source, block, decrypted): (ZoneKeyRef<'_>, &ZoneBlock, Option<Decrypted<'_>>),
         (target, format): (ZoneKeyRef<'_>, ZoneFormat),
         card: &CardBinding,
         account: &Account,
     ) -> Result<ZoneBlock, Error> {
         in_workspace(|Workspace { block: clear, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
-            let well_formed = self.open_zone_block(source, block, &account, (clear, wide), pin)?;
+            let well_formed = self.open_zone_block(source, (block, decrypted), &account, (clear, wide), pin)?;
             let made = self.make_zone_block(target, format, pin, &account, (clear, wide))?;
             if bool::from(well_formed) { Ok(made) } else { Err(Refusal::MalformedBlock.into()) }
         })
     }
 
-    /// Decrypts a zone's block into `pin`, and returns whether the block is well-formed. The work does not depend on the
-    /// digits, and `pin` can be encoded in either case.
+    /// Decrypts a zone's block into `pin`, unless a batch has, and returns whether the block is well-formed. The work does not
+    /// depend on the digits, and `pin` can be encoded in either case.
     pub(super) fn open_zone_block(
         &self,
         key: ZoneKeyRef<'_>,
-        block: &ZoneBlock,
+        (block, decrypted): (&ZoneBlock, Option<Decrypted<'_>>),
         account: &AccountDigits,
         (clear, wide): (&mut Block, &mut WideBlock),
         pin: &mut Pin,
@@ -92,8 +93,12 @@ impl AtHost {
             self.token.zone_decrypt_iso_4(key, wide, account_field(account))?;
             return Ok(decode_iso_4(wide, pin));
         }
-        fill(clear.bytes_mut());
-        self.token.zone_decrypt(key, clear)?;
+        if let Some(decrypted) = decrypted {
+            decrypted.copy(clear);
+        } else {
+            fill(clear.bytes_mut());
+            self.token.zone_decrypt(key, clear)?;
+        }
         Ok(match format {
             ZoneFormat::Iso0 => decode_iso_0(clear, pin, account),
             ZoneFormat::Iso1 => decode_iso_1(clear, pin),

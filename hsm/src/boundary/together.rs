@@ -1,17 +1,19 @@
-//! Requests that arrived together. The blocks of their devices are decrypted as one batch, in constant time and for a fraction of
-//! the cost of single blocks; each request then runs as a single request would.
+//! Requests that arrived together. The 3DES blocks that they translate are decrypted as one batch, in constant time and for a
+//! fraction of the cost of single blocks; each request then runs as a single request would.
 
 use std::cell::RefCell;
 
 use bitslice_des::{Batch, Blocks};
 use hsm_protocol::{
-    Binding, EncryptedBlock, Error, Reply, Request, SealedKey, Source, StorageVersions, Target, bound_to_control,
+    Binding, Error, KeyVersion, Reply, Request, SealedKey, Source, StorageFormat, StorageVersions, Target, ZoneUse,
+    bound_to_control,
 };
 
 use super::Boundary;
 use crate::{
-    clear::{Block, Workspace, in_workspace},
-    token::TzpkOpener,
+    clear::{Block, Tzpk, Workspace, in_workspace},
+    token::BatchKeys,
+    zones::ZoneKeyRef,
 };
 
 /// The fewest blocks that are decrypted as a batch: a batch takes the time of about four single blocks, however few it has.
@@ -20,6 +22,12 @@ const BATCH_MIN: usize = 6;
 thread_local! {
     /// Wiped after each batch.
     static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The blocks that batches of this thread have decrypted.
+    pub(crate) static BATCHED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// A block that a batch has decrypted.
@@ -36,8 +44,38 @@ impl Decrypted<'_> {
     }
 }
 
-/// What a batch needs of a request: the sealed tzpk, its binding, and the block.
-type DeviceBlock<'a> = (&'a SealedKey, Binding, &'a EncryptedBlock);
+/// A block that a batch decrypts, and its key.
+enum BatchBlock<'a> {
+    Device {
+        tzpk: &'a SealedKey,
+        binding: Binding,
+        block: &'a [u8; 8],
+    },
+    /// The rules of the zone allow the key for the request.
+    Zone {
+        key: ZoneKeyRef<'a>,
+        block: &'a [u8; 8],
+    },
+    /// A record's block. The request checks the record's tag before it uses the decrypted block.
+    Stored {
+        key: KeyVersion,
+        block: &'a [u8; 8],
+    },
+}
+
+impl BatchBlock<'_> {
+    /// Adds the block to a batch and returns its place; none where its key does not open or is missing.
+    fn push(self, keys: &dyn BatchKeys, tzpk: &mut Tzpk, batch: &mut Batch) -> Option<usize> {
+        match self {
+            Self::Device { tzpk: sealed, binding, block } => {
+                let bound = bound_to_control(sealed.key(), &binding);
+                keys.push_device_block((sealed.key(), sealed.body()), &bound, tzpk, block, batch)
+            }
+            Self::Zone { key, block } => keys.push_zone_block(key, block, batch),
+            Self::Stored { key, block } => keys.push_stored_block(key, block, batch),
+        }
+    }
+}
 
 impl Boundary {
     /// Executes each request. The replies are in the order of the requests.
@@ -51,9 +89,13 @@ impl Boundary {
         // A request that holds others has a batch of its own.
         let groups = requests.chunk_by(|one, next| !holds_requests(one) && !holds_requests(next));
         for requests in groups.flat_map(|group| group.chunks(Batch::BLOCKS_MAX)) {
-            match self.tzpk_opener().filter(|_| device_blocks(requests).count() >= BATCH_MIN) {
-                Some(opener) => {
-                    BATCH.with_borrow_mut(|batch| self.execute_batch(opener, batch, storage, requests, &mut replies))
+            let has_blocks = |_: &_| {
+                let blocks = requests.iter().filter_map(|request| self.batch_block(request));
+                blocks.take(BATCH_MIN).count() == BATCH_MIN
+            };
+            match self.batch_keys().filter(has_blocks) {
+                Some(keys) => {
+                    BATCH.with_borrow_mut(|batch| self.execute_batch(keys, batch, storage, requests, &mut replies))
                 }
                 None => replies.extend(requests.iter().map(|request| self.execute_under(storage, request, None))),
             }
@@ -61,37 +103,57 @@ impl Boundary {
         replies
     }
 
-    fn tzpk_opener(&self) -> Option<&dyn TzpkOpener> {
+    fn batch_keys(&self) -> Option<&dyn BatchKeys> {
         match self {
-            Self::Host(at_host) => at_host.token.tzpk_opener(),
+            Self::Host(at_host) => at_host.token.batch_keys(),
             Self::Token(_) => None,
         }
     }
 
     fn execute_batch(
         &self,
-        opener: &dyn TzpkOpener,
+        keys: &dyn BatchKeys,
         batch: &mut Batch,
         storage: StorageVersions,
         requests: &[Request],
         replies: &mut Vec<Result<Reply, Error>>,
     ) {
-        // The place in the batch of each request's block. A block whose tzpk does not open has none: its request fails below.
+        // The place in the batch of each request's block. A request without a place decrypts its block itself, or fails.
         let places: Vec<Option<usize>> = in_workspace(|Workspace { tzpk, .. }| {
-            let mut place = |(sealed, binding, block): DeviceBlock<'_>| {
-                opener
-                    .open_tzpk((sealed.key(), sealed.body()), &bound_to_control(sealed.key(), &binding), tzpk)
-                    .ok()?;
-                let place = batch.len();
-                batch.push_double(tzpk.bytes(), block.as_bytes()).ok()?;
-                Some(place)
-            };
-            requests.iter().map(|request| device_block(request).and_then(&mut place)).collect()
+            requests.iter().map(|request| self.batch_block(request)?.push(keys, tzpk, batch)).collect()
         });
+        #[cfg(test)]
+        BATCHED.set(BATCHED.get() + batch.len());
         let blocks = in_workspace(|_| batch.decrypt());
         for (request, place) in requests.iter().zip(places) {
             let decrypted = place.map(|at| Decrypted { blocks: &blocks, at });
             replies.push(self.execute_under(storage, request, decrypted));
+        }
+    }
+
+    /// The 3DES block that a request translates. None where the rules of its zone refuse the key: the request fails.
+    fn batch_block<'a>(&self, request: &'a Request) -> Option<BatchBlock<'a>> {
+        let (source, target, card) = match request {
+            Request::UpTo { request, .. } => return self.batch_block(request),
+            Request::Translate { source, target, card, .. } => (source, target, card),
+            _ => return None,
+        };
+        match (source, target) {
+            (Source::Device { sealed_tzpk: tzpk, control, block }, Target::Record) => {
+                let binding = Binding { card: *card, control: *control };
+                Some(BatchBlock::Device { tzpk, binding, block: block.as_bytes() })
+            }
+            (Source::Zone { key, block }, Target::Record | Target::Zone { .. }) => {
+                let needed = if matches!(target, Target::Record) { ZoneUse::SetPin } else { ZoneUse::Translate };
+                // Of format 4, which has AES keys, the block has 16 bytes.
+                let bytes = block.as_bytes().try_into().ok()?;
+                let key = self.source_key((key, block), needed, card).ok()?;
+                Some(BatchBlock::Zone { key, block: bytes })
+            }
+            (Source::Record(record), _) if matches!(record.form(), StorageFormat::Iso3 | StorageFormat::Iso0) => {
+                Some(BatchBlock::Stored { key: record.storage_key(), block: record.block().try_into().ok()? })
+            }
+            _ => None,
         }
     }
 }
@@ -101,23 +163,5 @@ fn holds_requests(request: &Request) -> bool {
         Request::UpTo { request, .. } => holds_requests(request),
         Request::Together { .. } => true,
         _ => false,
-    }
-}
-
-fn device_blocks(requests: &[Request]) -> impl Iterator<Item = DeviceBlock<'_>> {
-    requests.iter().filter_map(device_block)
-}
-
-/// The block of a device that a request re-encrypts as a record.
-fn device_block(request: &Request) -> Option<DeviceBlock<'_>> {
-    match request {
-        Request::UpTo { request, .. } => device_block(request),
-        Request::Translate {
-            source: Source::Device { sealed_tzpk, control, block },
-            target: Target::Record,
-            card,
-            ..
-        } => Some((sealed_tzpk, Binding { card: *card, control: *control }, block)),
-        _ => None,
     }
 }

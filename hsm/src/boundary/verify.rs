@@ -151,7 +151,7 @@ impl AtHost {
     ) -> Result<VerificationValue, Error> {
         in_workspace(|Workspace { pin, block, wide, .. }| {
             let account = account_digits(&*self.token, account, card)?;
-            self.open_record(record, &account, (block, wide), pin)?;
+            self.open_record((record, None), &account, (block, wide), pin)?;
             let (digits, length) = match method {
                 ValueMethod::Pvv(key) => {
                     (self.pvv(key, KeyMode::Generates, &account, pin, block)?, PIN_DIGITS_MIN as u8)
@@ -186,7 +186,7 @@ impl AtHost {
             }
             Source::Zone { key, block } => {
                 let key = self.zones.key(key, block.format(), needed, KeyMode::Decrypts, card)?;
-                self.open_zone_block(key, block, account, (clear, wide), pin)
+                self.open_zone_block(key, (block, None), account, (clear, wide), pin)
             }
             Source::Record(_) => Err(Error::TranslationNotAllowed),
         }
@@ -209,7 +209,7 @@ impl AtHost {
             return Ok(found.ct_eq(tag));
         }
         let mut stored = Pin::zeroed();
-        self.open_record(record, account, (block, wide), &mut stored)?;
+        self.open_record((record, None), account, (block, wide), &mut stored)?;
         Ok(pin.same_as(&stored))
     }
 

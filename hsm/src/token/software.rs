@@ -1,6 +1,7 @@
 //! The software token: keys in this process's memory, ciphers of RustCrypto and AWS-LC.
 //!
-//! Only key schedules stay in memory, each in one place. The key bytes are wiped.
+//! Each key stays in memory in one place: as its schedule, and a 3DES key that decrypts batches also as its bytes. All other
+//! copies of the key bytes are wiped.
 
 use std::cell::RefCell;
 
@@ -12,13 +13,15 @@ use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
     digest, rand,
 };
+use bitslice_des::Batch;
 use des::TdesEde2;
 
 use super::{
-    HostLevel, IssuedTzpk, RETRY_HEAD, Token, TzpkOpener, VerificationKey, WrappedTzpk,
+    BatchKeys, HostLevel, IssuedTzpk, RETRY_HEAD, Token, VerificationKey, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
     host_tzpk, ibm_3624_name,
     tdes_budget::TdesBudget,
+    tdes_cipher::TdesCipher,
     zone_ciphers::{ZoneCiphers, decrypt_iso_4},
 };
 use hsm_protocol::{
@@ -33,10 +36,10 @@ use crate::{
     zones::ZoneKeyRef,
 };
 
-/// The key schedules of a vault.
+/// The prepared keys of a vault.
 pub(crate) struct Software {
     storage: Versioned<Aes256>,
-    storage_tdes: Versioned<TdesEde2>,
+    storage_tdes: Versioned<TdesCipher>,
     tdes_budget: TdesBudget,
     // GCM-SIV (RFC 8452), not GCM: GCM allows 2^32 messages with random nonces (NIST SP 800-38D, 8.3), days at full load.
     seal: Versioned<LessSafeKey>,
@@ -51,7 +54,7 @@ pub(crate) struct Software {
 }
 
 impl Software {
-    /// Prepares the key schedules of an open vault. The result is boxed, so that schedules are only in the box and in stack
+    /// Prepares the keys of an open vault. The result is boxed, so that schedules are only in the box and in stack
     /// frames below the caller's, which the caller scrubs.
     pub(crate) fn new(keys: &Keys, zone_keys: Vec<ClearZoneKey>, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
         let versions = Versions {
@@ -72,7 +75,7 @@ impl Software {
         key_ids.extend(aes_key_ids(&KeyUsage::Account, &keys.account));
         Ok(Box::new(Self {
             storage: keys.storage.prepared(|key| Ok::<_, Error>(Aes256::new(key.bytes().into())))?,
-            storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesEde2::new(key.bytes().into())))?,
+            storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesCipher::double(key.bytes())))?,
             tdes_budget,
             seal: keys.seal.prepared(|key| aead(key))?,
             account: aead(keys.account.newest())?,
@@ -186,7 +189,7 @@ impl HostLevel for Software {
         Ok(())
     }
 
-    fn tzpk_opener(&self) -> Option<&dyn TzpkOpener> {
+    fn batch_keys(&self) -> Option<&dyn BatchKeys> {
         Some(self)
     }
 
@@ -218,12 +221,12 @@ impl HostLevel for Software {
     fn storage_tdes_encrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
         let cipher = self.storage_tdes.get(key).ok_or(Error::UnknownKey)?;
         self.tdes_budget.take(key)?;
-        cipher.encrypt_block(block.bytes_mut().into());
+        cipher.encrypt(block);
         Ok(())
     }
 
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
-        self.storage_tdes.get(key).ok_or(Error::UnknownKey)?.decrypt_block(block.bytes_mut().into());
+        self.storage_tdes.get(key).ok_or(Error::UnknownKey)?.decrypt(block);
         Ok(())
     }
 
@@ -267,7 +270,32 @@ impl HostLevel for Software {
     }
 }
 
-impl TzpkOpener for Software {
+impl BatchKeys for Software {
+    fn push_device_block(
+        &self,
+        sealed: (KeyVersion, &SealedTzpk),
+        bound: &Bound,
+        tzpk: &mut Tzpk,
+        block: &[u8; 8],
+        batch: &mut Batch,
+    ) -> Option<usize> {
+        self.open_tzpk(sealed, bound, tzpk).ok()?;
+        let place = batch.len();
+        batch.push_double(tzpk.bytes(), block).ok()?;
+        Some(place)
+    }
+
+    fn push_zone_block(&self, key: ZoneKeyRef<'_>, block: &[u8; 8], batch: &mut Batch) -> Option<usize> {
+        self.zones.cipher(key).ok()?.push(block, batch)
+    }
+
+    fn push_stored_block(&self, key: KeyVersion, block: &[u8; 8], batch: &mut Batch) -> Option<usize> {
+        self.storage_tdes.get(key)?.push(block, batch)
+    }
+}
+
+impl Software {
+    /// Opens a sealed tzpk into `tzpk`. [`Error::SealBroken`] where it was changed or has another binding.
     fn open_tzpk(&self, (key, sealed): (KeyVersion, &SealedTzpk), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error> {
         let seal = self.seal.get(key).ok_or(Error::UnknownKey)?;
         let mut buffer = Clear::<{ 16 + TAG_BYTES }>::zeroed();

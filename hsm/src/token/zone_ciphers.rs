@@ -1,15 +1,15 @@
-//! The key schedules of zone keys in the software token.
+//! The prepared zone keys of the software token.
 
 use std::collections::HashMap;
 
 use aes::{
     Aes128, Aes192, Aes256,
-    cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit, consts::U16},
+    cipher::{BlockCipherDecrypt, KeyInit, consts::U16},
 };
-use des::{TdesEde2, TdesEde3};
+use bitslice_des::Batch;
 use hsm_protocol::{Error, KeyVersion, ZoneName};
 
-use super::aes_chain::encrypt_chain;
+use super::{aes_chain::encrypt_chain, tdes_cipher::TdesCipher};
 use crate::{
     clear::{Block, ClearBytes, WideBlock, scrub_stack},
     keyring::{ClearZoneKey, KeyAlgorithm, ZoneKeyInfo},
@@ -23,17 +23,16 @@ pub(super) struct ZoneCiphers {
     infos: Vec<ZoneKeyInfo>,
 }
 
-/// The key schedule of one version of a zone key.
+/// One version of a zone key.
 pub(super) enum ZoneCipher {
-    TdesDouble(TdesEde2),
-    TdesTriple(TdesEde3),
+    Tdes(TdesCipher),
     Aes128(Aes128),
     Aes192(Aes192),
     Aes256(Aes256),
 }
 
 impl ZoneCiphers {
-    /// Prepares the keys and wipes the clear bytes.
+    /// Prepares the keys. The given bytes are wiped.
     ///
     /// # Errors
     /// [`Error::UnknownKey`] where a key has another length than its algorithm.
@@ -53,7 +52,7 @@ impl ZoneCiphers {
         &self.infos
     }
 
-    /// The key schedule of a version; [`Error::UnknownKey`] without one.
+    /// The prepared key of a version; [`Error::UnknownKey`] without one.
     pub(super) fn cipher(&self, key: ZoneKeyRef<'_>) -> Result<&ZoneCipher, Error> {
         let versions = self.ciphers.get(key.zone).ok_or(Error::UnknownKey)?;
         let found = versions.iter().find(|(version, _)| *version == key.version);
@@ -66,34 +65,36 @@ impl ZoneCipher {
     fn new(algorithm: KeyAlgorithm, key: &ClearBytes) -> Result<Box<Self>, Error> {
         let key = key.bytes();
         let cipher = match algorithm {
-            KeyAlgorithm::TdesDouble => TdesEde2::new_from_slice(key).map(Self::TdesDouble),
-            KeyAlgorithm::TdesTriple => TdesEde3::new_from_slice(key).map(Self::TdesTriple),
-            KeyAlgorithm::Aes128 => Aes128::new_from_slice(key).map(Self::Aes128),
-            KeyAlgorithm::Aes192 => Aes192::new_from_slice(key).map(Self::Aes192),
-            KeyAlgorithm::Aes256 => Aes256::new_from_slice(key).map(Self::Aes256),
-            KeyAlgorithm::HmacSha256 => return Err(Error::UnknownKey),
+            KeyAlgorithm::TdesDouble => key.try_into().ok().map(TdesCipher::double).map(Self::Tdes),
+            KeyAlgorithm::TdesTriple => key.try_into().ok().map(TdesCipher::triple).map(Self::Tdes),
+            KeyAlgorithm::Aes128 => Aes128::new_from_slice(key).ok().map(Self::Aes128),
+            KeyAlgorithm::Aes192 => Aes192::new_from_slice(key).ok().map(Self::Aes192),
+            KeyAlgorithm::Aes256 => Aes256::new_from_slice(key).ok().map(Self::Aes256),
+            KeyAlgorithm::HmacSha256 => None,
         };
-        cipher.map(Box::new).map_err(|_| Error::UnknownKey)
+        cipher.map(Box::new).ok_or(Error::UnknownKey)
     }
 
     /// Encrypts one block in place; [`Error::UnknownKey`] under an AES key.
     pub(super) fn encrypt(&self, block: &mut Block) -> Result<(), Error> {
-        match self {
-            Self::TdesDouble(cipher) => cipher.encrypt_block(block.bytes_mut().into()),
-            Self::TdesTriple(cipher) => cipher.encrypt_block(block.bytes_mut().into()),
-            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => return Err(Error::UnknownKey),
-        }
-        Ok(())
+        self.tdes().map(|cipher| cipher.encrypt(block)).ok_or(Error::UnknownKey)
     }
 
     /// Decrypts one block in place; [`Error::UnknownKey`] under an AES key.
     pub(super) fn decrypt(&self, block: &mut Block) -> Result<(), Error> {
+        self.tdes().map(|cipher| cipher.decrypt(block)).ok_or(Error::UnknownKey)
+    }
+
+    /// Adds a block to a batch. Returns its place; none under an AES key or in a full batch.
+    pub(super) fn push(&self, block: &[u8; 8], batch: &mut Batch) -> Option<usize> {
+        self.tdes()?.push(block, batch)
+    }
+
+    fn tdes(&self) -> Option<&TdesCipher> {
         match self {
-            Self::TdesDouble(cipher) => cipher.decrypt_block(block.bytes_mut().into()),
-            Self::TdesTriple(cipher) => cipher.decrypt_block(block.bytes_mut().into()),
-            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => return Err(Error::UnknownKey),
+            Self::Tdes(cipher) => Some(cipher),
+            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => None,
         }
-        Ok(())
     }
 
     /// Encrypts a format 4 PIN field in place; [`Error::UnknownKey`] under a 3DES key.
@@ -102,7 +103,7 @@ impl ZoneCipher {
             Self::Aes128(cipher) => encrypt_chain(cipher, pin_field, [account_field]),
             Self::Aes192(cipher) => encrypt_chain(cipher, pin_field, [account_field]),
             Self::Aes256(cipher) => encrypt_chain(cipher, pin_field, [account_field]),
-            Self::TdesDouble(_) | Self::TdesTriple(_) => return Err(Error::UnknownKey),
+            Self::Tdes(_) => return Err(Error::UnknownKey),
         }
         Ok(())
     }
@@ -113,7 +114,7 @@ impl ZoneCipher {
             Self::Aes128(cipher) => decrypt_iso_4(cipher, block, account_field),
             Self::Aes192(cipher) => decrypt_iso_4(cipher, block, account_field),
             Self::Aes256(cipher) => decrypt_iso_4(cipher, block, account_field),
-            Self::TdesDouble(_) | Self::TdesTriple(_) => return Err(Error::UnknownKey),
+            Self::Tdes(_) => return Err(Error::UnknownKey),
         }
         Ok(())
     }

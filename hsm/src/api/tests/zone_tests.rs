@@ -302,6 +302,12 @@ fn try_open(
     Hsm::open(config)
 }
 
+/// Opens the vault of a directory, also where the token of this process is another.
+fn open_vault(directory: &Path, form: Option<NewRecordFormat>, zones: Vec<ZoneRules>) -> Result<Hsm, OpenError> {
+    let (keys, wanted) = (KeysConfig::Vault(vault_in(directory)), Wanted { form, ..Wanted::default() });
+    Hsm::open(Config { keys, wanted, zones, ..Config::default() })
+}
+
 fn default_form(level: BoundaryLevel) -> StorageFormat {
     match level {
         BoundaryLevel::Host => StorageFormat::Iso4,
@@ -785,14 +791,15 @@ fn a_zone_key_of_a_ceremony_keeps_mode_and_parity_in_a_token() {
     assert_eq!(refused(sets), ZoneError::NoKey { zone: APP_BANK.name() });
 }
 
+mod together_tests;
+
 mod in_a_vault {
     //! What only a vault shows: parity, modes of use and versions, which a ceremony put there.
 
     use super::*;
 
     fn open_in(directory: &Path, zones: Vec<ZoneRules>) -> Result<Hsm, OpenError> {
-        let keys = KeysConfig::Vault(vault_in(directory));
-        Hsm::open(Config { keys, zones, ..Config::default() })
+        open_vault(directory, None, zones)
     }
 
     fn refused(directory: &Path, rules: ZoneRules) -> ZoneError {
@@ -920,6 +927,31 @@ mod in_a_vault {
                 ("change by a zone's blocks", &change),
             ]);
         }
+        let dated = Some(NewRecordFormat::Iso3 { until: "2999-12-31".into() });
+        let dated = open_vault(directory.path(), dated, rules_at(BoundaryLevel::Host, StorageFormat::Iso3)).unwrap();
+        let account = registered(&hsm);
+        let record = set_for(&dated, APP_BANK.key(), &good_block(ZoneFormat::Iso1), card(), &account).unwrap().record;
+        let together = |source: &dyn Fn() -> Source, target: &dyn Fn() -> Target| {
+            let one = || {
+                let (source, target, account) = (source(), target(), copy(&account));
+                Request::Translate { source, target, card: card(), account }
+            };
+            let replies = wait(hsm.execute(Request::Together { requests: (0..8).map(|_| one()).collect() }));
+            matches!(replies, Ok(Reply::Together(replies)) if replies.iter().all(Result::is_ok))
+        };
+        let of_zone = |format| move || from_zone(&zone_of(format), &good_block(format));
+        let (double, triple, stored) =
+            (of_zone(ZoneFormat::Iso0), of_zone(ZoneFormat::Iso3), || Source::Record(record.clone()));
+        let (to_record, to_zone) = (|| Target::Record, || to_zone(&BUREAU, ZoneFormat::Iso3));
+        // The first batch of a thread makes the memory of its batches on the stack, all zeros.
+        assert!(together(&double, &to_record));
+        check_scrubbed(&[
+            ("a batch of zone blocks to records", &|| together(&double, &to_record)),
+            ("a batch of zone blocks under a triple-length key", &|| together(&triple, &to_record)),
+            ("a batch of zone blocks to a zone", &|| together(&double, &to_zone)),
+            ("a batch of 3DES records to records", &|| together(&stored, &to_record)),
+            ("a batch of 3DES records to a zone", &|| together(&stored, &to_zone)),
+        ]);
     }
 
     #[test]
