@@ -114,7 +114,7 @@ pub enum Request {
         to: (CardBinding, Account),
     },
     /// Other requests, each of which is executed as it would be alone. They share a frame, a queue entry and a wake-up, which
-    /// cost more than a translation by the software token; and that token decrypts their blocks as one batch.
+    /// cost more than a translation by the software token; and that token decrypts their 3DES blocks as one batch.
     Together {
         /// At most [`TOGETHER_MAX`] requests, none of this kind and no [`Request::UpTo`].
         requests: Vec<Request>,
