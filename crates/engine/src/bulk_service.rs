@@ -248,7 +248,7 @@ trait TogetherItem: Sync + Sized {
     fn do_alone<'a>(&'a self, run: &'a Run) -> BoxFuture<'a, Result<Self::Done, PinError>>;
 }
 
-/// A set. The items of a slice are of different cards.
+/// A PIN to set. The items that are done together are of different cards.
 impl TogetherItem for PinToSet {
     type Done = ZoneSet;
 
@@ -264,7 +264,7 @@ impl TogetherItem for PinToSet {
     }
 }
 
-/// A translation.
+/// A block to translate, and the card whose account number goes with it.
 impl TogetherItem for (AdmittedCard, BlockToTranslate) {
     type Done = Translated;
 
