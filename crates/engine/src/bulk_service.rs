@@ -182,6 +182,8 @@ impl Run {
         results
     }
 
+    /// The outcome of a set, for the client.
+    ///
     /// # Errors
     /// The status that ends the stream: the client sends the item again, so no later item of the card may be carried out before.
     async fn set_result(&self, result: Result<ZoneSet, PinError>) -> Result<set_outcome::Result, Status> {
@@ -240,6 +242,8 @@ type TogetherResults<T> = Result<Vec<Result<T, PinError>>, PinError>;
 trait TogetherItem: Sync + Sized {
     type Done: Send;
 
+    /// Does the work of the items with shared reads and requests. The results are in the order of the items.
+    ///
     /// # Errors
     /// The store could not read the cards: no item is done.
     fn do_together<'a>(run: &'a Run, items: &'a [Self]) -> BoxFuture<'a, TogetherResults<Self::Done>>;

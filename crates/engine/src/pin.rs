@@ -47,7 +47,8 @@ pub use self::{
 
 use self::device_pin::control_binding;
 
-/// The most attempts of a request. It starts over when another request changed the tzpk, the PIN record or the control.
+/// The most attempts of a request. It starts over when another request changed the tzpk, the PIN record or the control. A set that
+/// was tried with others of its stream has had one attempt before.
 const ATTEMPTS_MAX: u32 = 4;
 
 /// The use cases over one boundary and one store.

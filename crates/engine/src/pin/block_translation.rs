@@ -41,6 +41,8 @@ pub struct Translated {
 }
 
 impl Translated {
+    /// The result of a translation, with the outcome for its event.
+    ///
     /// # Errors
     /// The error of a translation that did nothing, because the store or the boundary had no place for it.
     fn of(block: &BlockToTranslate, result: Result<ZoneBlock, PinError>, route: Route) -> Result<Self, PinError> {
