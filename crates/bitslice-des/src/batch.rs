@@ -15,7 +15,8 @@ use crate::{
 /// The blocks of one group: the bits of a machine word.
 const GROUP: usize = 64;
 
-/// Up to 256 blocks, each with its own key of double or triple length. They are wiped after use and on drop.
+/// Up to 256 blocks, each with its own key of double or triple length. The keys are wiped once the blocks are processed, the
+/// blocks after use, and both on drop.
 pub struct Batch {
     // Boxed: a moved value would leave a copy of its keys behind.
     memory: Box<Memory>,
@@ -23,7 +24,7 @@ pub struct Batch {
     keys: Keys,
 }
 
-/// The processed blocks of a batch, in the order in which they were added. Its drop wipes keys and blocks.
+/// The processed blocks of a batch, in the order in which they were added. Its drop wipes them.
 pub struct Blocks<'a>(&'a mut Batch);
 
 /// The batch has [`Batch::BLOCKS_MAX`] blocks already: encrypt or decrypt them, and clear the batch.
@@ -121,27 +122,21 @@ impl Batch {
         Ok(())
     }
 
-    /// Encrypts all blocks. The drop of the result empties the batch.
+    /// Encrypts all blocks and wipes the keys. The drop of the result empties the batch.
     pub fn encrypt(&mut self) -> Blocks<'_> {
         self.run(Direction::Encrypt);
         Blocks(self)
     }
 
-    /// Decrypts all blocks. The drop of the result empties the batch.
+    /// Decrypts all blocks and wipes the keys. The drop of the result empties the batch.
     pub fn decrypt(&mut self) -> Blocks<'_> {
         self.run(Direction::Decrypt);
         Blocks(self)
     }
 
-    /// Wipes the keys and the blocks, and empties the batch.
+    /// Wipes the entries and empties the batch.
     fn clear(&mut self) {
-        let Memory { entries, sliced } = &mut *self.memory;
-        match sliced {
-            #[cfg(target_arch = "x86_64")]
-            Width::Wide(sliced, _) => sliced.wipe(self.keys),
-            Width::Portable(sliced) => sliced.wipe(self.keys),
-        }
-        if let Some(used) = entries.get_mut(..self.len.next_multiple_of(GROUP)) {
+        if let Some(used) = self.memory.entries.get_mut(..self.len.next_multiple_of(GROUP)) {
             used.fill(Four::default());
             optimization_barrier(used);
         }
@@ -165,6 +160,9 @@ impl Batch {
                 }
             }
         }
+        sliced.wipe(keys);
+        // `work` has overwritten the keys of the entries.
+        optimization_barrier(entries);
     }
 }
 
@@ -175,6 +173,15 @@ impl Width {
             return Self::Wide(Box::new(Sliced::zeroed()), avx2);
         }
         Self::Portable(Box::new(Sliced::zeroed()))
+    }
+
+    /// Overwrites keys and blocks.
+    fn wipe(&mut self, used: Keys) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide(sliced, _) => sliced.wipe(used),
+            Self::Portable(sliced) => sliced.wipe(used),
+        }
     }
 }
 
@@ -211,7 +218,8 @@ impl Default for Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        (self.len, self.keys) = (Self::BLOCKS_MAX, Keys::Triple);
+        self.memory.sliced.wipe(Keys::Triple);
+        self.len = Self::BLOCKS_MAX;
         self.clear();
     }
 }
@@ -281,18 +289,18 @@ where
         transpose::<S, Four>(rows, slicing);
         copy_columns(rows, group, keys, [&mut *k1, &mut *k2, &mut *k3], (&mut *left, &mut *right));
     }
-    let last = if keys == Keys::Double { &*k1 } else { &*k3 };
-    let (first, order, reverse, last) = match direction {
-        Direction::Encrypt => (&*k1, Order::Encrypt, Order::Decrypt, last),
-        Direction::Decrypt => (last, Order::Decrypt, Order::Encrypt, &*k1),
+    let k3 = if keys == Keys::Double { &*k1 } else { &*k3 };
+    let steps = match direction {
+        Direction::Encrypt => [(&*k1, Order::Encrypt), (&*k2, Order::Decrypt), (k3, Order::Encrypt)],
+        Direction::Decrypt => [(k3, Order::Decrypt), (&*k2, Order::Encrypt), (&*k1, Order::Decrypt)],
     };
-    three_times::<W>(left, right, [(first, order), (k2, reverse), (last, order)], proof);
+    three_times::<W>(left, right, steps, proof);
     store_block(left, right, out);
     transpose::<W::Proof, W::Groups>(out, proof);
     for (group, entries) in entries.iter_mut().enumerate() {
-        for (Four([_, _, _, block]), row) in entries.iter_mut().zip(&*out) {
+        for (entry, row) in entries.iter_mut().zip(&*out) {
             if let Some(word) = row.as_ref().get(group) {
-                *block = *word;
+                *entry = Four([0, 0, 0, *word]);
             }
         }
     }
@@ -371,17 +379,20 @@ mod tests {
     }
 
     #[test]
-    fn a_used_batch_is_wiped() {
+    fn keys_are_wiped_after_the_work_and_blocks_after_their_use() {
         for (count, width) in [(1, Width::new()), (256, Width::new()), (256, portable())] {
             let mut batch = filled(count, width);
-            drop(batch.decrypt());
-            let Memory { entries, sliced } = &*batch.memory;
+            let processed = batch.decrypt();
+            let Memory { entries, sliced } = &*processed.0.memory;
             let sliced: Vec<u64> = match sliced {
                 #[cfg(target_arch = "x86_64")]
                 Width::Wide(sliced, _) => words_of(sliced).flat_map(|Four(groups)| *groups).collect(),
                 Width::Portable(sliced) => words_of(sliced).flat_map(|One(group)| *group).collect(),
             };
-            assert!(entries.iter().flat_map(|Four(entry)| entry).chain(&sliced).all(|word| *word == 0));
+            assert!(sliced.iter().all(|word| *word == 0), "{count}");
+            assert!(entries.iter().all(|Four([k1, k2, k3, _])| [*k1, *k2, *k3] == [0; 3]), "{count}");
+            drop(processed);
+            assert!(batch.memory.entries.iter().flat_map(|Four(entry)| entry).all(|word| *word == 0), "{count}");
         }
     }
 

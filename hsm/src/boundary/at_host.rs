@@ -1,7 +1,7 @@
 //! Level `host`: this process decrypts a block, checks it and encrypts it under another key.
 //!
 //! Each operation keeps clear values in a workspace, which is filled in place and wiped. It scrubs the used stack before it
-//! returns.
+//! returns. A batch (`together.rs`) has decrypted the blocks of some operations before.
 
 use subtle::{Choice, ConditionallySelectable};
 

@@ -88,19 +88,21 @@ impl Boundary {
         let mut replies = Vec::with_capacity(requests.len());
         // A request that holds others has a batch of its own.
         let groups = requests.chunk_by(|one, next| !holds_requests(one) && !holds_requests(next));
-        for requests in groups.flat_map(|group| group.chunks(Batch::BLOCKS_MAX)) {
-            let has_blocks = |_: &_| {
-                let blocks = requests.iter().filter_map(|request| self.batch_block(request));
-                blocks.take(BATCH_MIN).count() == BATCH_MIN
-            };
-            match self.batch_keys().filter(has_blocks) {
-                Some(keys) => {
+        for requests in groups.flat_map(in_parts) {
+            match self.batch_keys() {
+                Some(keys) if self.has_batch(requests) => {
                     BATCH.with_borrow_mut(|batch| self.execute_batch(keys, batch, storage, requests, &mut replies))
                 }
-                None => replies.extend(requests.iter().map(|request| self.execute_under(storage, request, None))),
+                _ => replies.extend(requests.iter().map(|request| self.execute_under(storage, request, None))),
             }
         }
         replies
+    }
+
+    /// Whether the requests have enough blocks for a batch.
+    fn has_batch(&self, requests: &[Request]) -> bool {
+        let blocks = requests.iter().filter_map(|request| self.batch_block(request));
+        blocks.take(BATCH_MIN).count() == BATCH_MIN
     }
 
     fn batch_keys(&self) -> Option<&dyn BatchKeys> {
@@ -125,10 +127,15 @@ impl Boundary {
         #[cfg(test)]
         BATCHED.set(BATCHED.get() + batch.len());
         let blocks = in_workspace(|_| batch.decrypt());
+        // No clear block waits while requests without one are executed, such as the RSA operation of a tzpk.
+        let with_blocks = places.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let (requests, others) = requests.split_at(with_blocks);
         for (request, place) in requests.iter().zip(places) {
             let decrypted = place.map(|at| Decrypted { blocks: &blocks, at });
             replies.push(self.execute_under(storage, request, decrypted));
         }
+        drop(blocks);
+        replies.extend(others.iter().map(|request| self.execute_under(storage, request, None)));
     }
 
     /// The 3DES block that a request translates. None where the rules of its zone refuse the key: the request fails.
@@ -156,6 +163,12 @@ impl Boundary {
             _ => None,
         }
     }
+}
+
+/// Equal parts of a group, each of at most one batch: the rest of a division would be too small for one.
+fn in_parts(group: &[Request]) -> impl Iterator<Item = &[Request]> {
+    let parts = group.len().div_ceil(Batch::BLOCKS_MAX).max(1);
+    group.chunks(group.len().div_ceil(parts).max(1))
 }
 
 fn holds_requests(request: &Request) -> bool {

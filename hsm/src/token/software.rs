@@ -1,6 +1,6 @@
 //! The software token: keys in this process's memory, ciphers of RustCrypto and AWS-LC.
 //!
-//! Each key stays in memory in one place: as its schedule, and a 3DES key that decrypts batches also as its bytes. All other
+//! Each key stays in memory as its schedule, and a 3DES key of a zone or of records also as its bytes, for batches. All other
 //! copies of the key bytes are wiped.
 
 use std::cell::RefCell;
