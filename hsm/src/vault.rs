@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
     rand,
@@ -230,8 +230,12 @@ fn derive(vault: &Path, passphrase: &str, head: &[u8], key: &mut Clear<32>) -> R
     }
     let salt = head.get(NONCE_AT - 16..NONCE_AT).ok_or_else(foreign)?;
     let params = Params::new(memory, passes, 1, Some(32)).map_err(|_| foreign())?;
+    // Of the last block, a reader computes the key: argon2 itself does not wipe its blocks.
+    let mut blocks = Zeroizing::new(vec![Block::new(); params.block_count()]);
     let argon = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    argon.hash_password_into(passphrase.as_bytes(), salt, key.bytes_mut()).map_err(|_| foreign())
+    argon
+        .hash_password_into_with_memory(passphrase.as_bytes(), salt, key.bytes_mut(), &mut *blocks)
+        .map_err(|_| foreign())
 }
 
 /// Reads a private file, at most `bytes` and one more, so that the caller detects a longer file.
