@@ -157,7 +157,7 @@ impl Run {
             let count = places.as_ref().map_or(left.len(), SemaphorePermit::num_permits);
             let part = left.get(..count).unwrap_or(left);
             let done = self.call.serve(I::do_together(self, part)).await;
-            let Some(done) = done.ok().filter(|done| done.len() == part.len()) else {
+            let Ok(done) = done else {
                 drop(places);
                 results.extend(join_all(part.iter().map(|item| item.do_alone(self))).await);
                 continue;
@@ -361,7 +361,7 @@ async fn set_segment(run: Arc<Run>, segment: SetSegment) -> Vec<Result<SetOutcom
     let mut unfinished = Unfinished { ended: &run.ended, is_finished: false };
     let mut sets = SetsInRounds::default();
     let (mut numbers, mut results) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut end = None;
+    let (mut end, mut refused_for_now) = (None, None);
     for (at, item) in items.into_iter().enumerate() {
         let NumberedSet { sequence, plastic_id, zone_block } = match item {
             Ok(item) => item,
@@ -377,13 +377,12 @@ async fn set_segment(run: Arc<Run>, segment: SetSegment) -> Vec<Result<SetOutcom
                     sets.push(at, plastic, PinToSet { card, block });
                     None
                 }
-                Err(error) => match run.set_result(Err(error)).await {
-                    Ok(result) => Some(Ok(result)),
-                    Err(status) => {
-                        end = Some(status);
-                        break;
-                    }
-                },
+                // The items before are carried out first.
+                Err(error) if is_transient(error.to_status().code()) => {
+                    refused_for_now = Some(error);
+                    break;
+                }
+                Err(error) => Some(Ok(set_outcome::Result::Error(run.item_error(&error)))),
             },
             Err(status) => Some(Ok(set_outcome::Result::Error(wire::item_error(&status)))),
         };
@@ -391,16 +390,17 @@ async fn set_segment(run: Arc<Run>, segment: SetSegment) -> Vec<Result<SetOutcom
         results.push(refused);
     }
     for SetRound { places, sets } in sets.rounds {
-        let mut is_ended = false;
-        for (place, result) in zip(places, run.work_together(&sets).await) {
-            let result = run.set_result(result).await;
-            is_ended |= result.is_err();
-            results.get_mut(place).into_iter().for_each(|place| *place = Some(result.clone()));
-        }
-        // The client sends the item that ended the stream again, and then a later one of its card.
-        if is_ended {
+        // The client sends the item that ended the stream again, and then each later one.
+        if run.admit().await.is_err() {
             break;
         }
+        for (place, result) in zip(places, run.work_together(&sets).await) {
+            let result = run.set_result(result).await;
+            results.get_mut(place).into_iter().for_each(|place| *place = Some(result.clone()));
+        }
+    }
+    if let Some(error) = refused_for_now {
+        end = run.set_result(Err(error)).await.err();
     }
     let mut outcomes = Vec::with_capacity(numbers.len() + 1);
     for (sequence, result) in zip(numbers, results) {
@@ -472,8 +472,8 @@ fn is_transient(code: Code) -> bool {
 /// Keeps the items of one card in their order.
 #[derive(Default)]
 struct CardOrder {
-    /// By plasticId: ends with the newest segment that has an item of the card.
-    newest: HashMap<String, watch::Receiver<()>>,
+    /// Ends with the newest segment that has an item of the card.
+    newest: HashMap<PlasticId, watch::Receiver<()>>,
 }
 
 /// Items whose outcomes are sent together.
@@ -496,8 +496,10 @@ impl CardOrder {
         }
         let (done, running) = watch::channel(());
         let mut before = Vec::new();
-        for NumberedSet { plastic_id, .. } in items.iter().flatten() {
-            if let Some(earlier) = self.newest.insert(plastic_id.clone(), running.clone())
+        // An item with a malformed plasticId carries nothing out.
+        let cards = items.iter().flatten().filter_map(|item| PlasticId::parse(&item.plastic_id).ok());
+        for card in cards {
+            if let Some(earlier) = self.newest.insert(card, running.clone())
                 && !earlier.same_channel(&running)
                 // An error: the segment has ended.
                 && earlier.has_changed().is_ok()

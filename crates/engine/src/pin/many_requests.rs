@@ -1,6 +1,6 @@
 //! Many requests to the boundary at a time: the records of a rotation, the items of a stream.
 
-use std::iter;
+use std::{iter, sync::OnceLock};
 
 use futures::{StreamExt, stream};
 
@@ -11,17 +11,18 @@ use hsm_protocol::{Error, Persistence, Reply, Request, TOGETHER_MAX};
 const FRAMES_AT_ONCE: usize = 4;
 
 impl Pins {
-    /// Executes each request. The results are in the order of the requests. Behind a request that was not answered, the rest is not
-    /// sent any more, and has the same error.
+    /// Executes each request. The results are in the order of the requests. After a request that was not answered, no further one
+    /// is sent: these have the same error.
     ///
     /// A PKCS#11 token gets each request in a frame of its own, `alone_at_once` of them at a time: each waits for a session of the
     /// token, and a call of a cardholder waits for single requests, not for many.
     pub(super) async fn execute_all(&self, requests: Vec<Request>, alone_at_once: usize) -> Vec<Result<Reply, Error>> {
-        let count = requests.len();
+        let stop = StopAtUnanswered::default();
         match self.boundary.status().persistence {
             Persistence::Token => {
-                let replies = stream::iter(requests).map(async |request| vec![self.execute(request).await]);
-                in_order(replies.buffered(alone_at_once.max(1)), count).await
+                let replies =
+                    stream::iter(requests).map(|request| stop.pass(1, async { vec![self.execute(request).await] }));
+                replies.buffered(alone_at_once.max(1)).flat_map(stream::iter).collect().await
             }
             Persistence::Vault | Persistence::Memory => {
                 let mut left = requests.into_iter().peekable();
@@ -29,8 +30,9 @@ impl Pins {
                     left.peek()?;
                     Some(left.by_ref().take(TOGETHER_MAX).collect::<Vec<_>>())
                 });
-                let replies = stream::iter(frames).map(|requests| self.execute_together(requests));
-                in_order(replies.buffered(FRAMES_AT_ONCE), count).await
+                let replies =
+                    stream::iter(frames).map(|requests| stop.pass(requests.len(), self.execute_together(requests)));
+                replies.buffered(FRAMES_AT_ONCE).flat_map(stream::iter).collect().await
             }
         }
     }
@@ -46,27 +48,32 @@ impl Pins {
     }
 }
 
-/// The results of all frames, at most up to the first request that was not answered; the others have its error.
-async fn in_order(
-    frames: impl stream::Stream<Item = Vec<Result<Reply, Error>>>,
-    count: usize,
-) -> Vec<Result<Reply, Error>> {
-    let mut frames = std::pin::pin!(frames);
-    let mut results = Vec::with_capacity(count);
-    while let Some(frame) = frames.next().await {
-        results.extend(frame);
+/// Keeps the frames behind an unanswered one from being sent.
+#[derive(Default)]
+struct StopAtUnanswered(OnceLock<Error>);
+
+impl StopAtUnanswered {
+    /// The results of a frame of `count` requests, which is sent at the first poll unless an earlier one was not answered.
+    async fn pass(
+        &self,
+        count: usize,
+        frame: impl Future<Output = Vec<Result<Reply, Error>>>,
+    ) -> Vec<Result<Reply, Error>> {
+        if let Some(error) = self.0.get() {
+            return iter::repeat_with(|| Err(again(error))).take(count).collect();
+        }
+        let results = frame.await;
         if let Some(Err(error)) = results.last()
             && is_unanswered(error)
         {
-            let error = again(error);
-            results.extend(iter::repeat_with(|| Err(again(&error))).take(count.saturating_sub(results.len())));
-            break;
+            // An error: another frame of those in flight was not answered before.
+            let _ = self.0.set(again(error));
         }
+        results
     }
-    results
 }
 
-/// Whether the boundary executed nothing.
+/// Whether the boundary did not answer, so that it does not answer a further frame either.
 fn is_unanswered(error: &Error) -> bool {
     matches!(error, Error::Unavailable { .. } | Error::Busy { .. } | Error::DeadlinePassed)
 }
@@ -89,16 +96,33 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_sent_behind_a_request_that_was_not_answered() {
-        let sent = Cell::new(0);
+        let (sent, stop) = (Cell::new(0), StopAtUnanswered::default());
         let frames =
             [Ok(Reply::Available), Err(Error::UnknownKey), Err(Error::Busy { limit: 9 }), Ok(Reply::Available)];
         let frames = stream::iter(frames).map(|result| {
-            sent.set(sent.get() + 1);
-            vec![result]
+            stop.pass(1, async {
+                sent.set(sent.get() + 1);
+                vec![result]
+            })
         });
-        let results = in_order(frames, 6).await;
+        let results: Vec<_> = frames.buffered(1).flat_map(stream::iter).collect().await;
         let [Ok(Reply::Available), Err(Error::UnknownKey), rest @ ..] = &results[..] else { panic!("other results") };
-        assert_eq!((sent.get(), rest.len()), (3, 4));
+        assert_eq!((sent.get(), rest.len()), (3, 2));
         assert!(rest.iter().all(|result| matches!(result, Err(Error::Busy { limit: 9 }))));
+    }
+
+    #[tokio::test]
+    async fn a_reply_behind_a_request_that_was_not_answered_is_kept() {
+        let stop = StopAtUnanswered::default();
+        let frames = [Err(Error::Busy { limit: 9 }), Ok(Reply::Available), Ok(Reply::Available)];
+        let frames = stream::iter(frames).map(|result| {
+            stop.pass(1, async {
+                // The frames behind are sent now.
+                tokio::task::yield_now().await;
+                vec![result]
+            })
+        });
+        let results: Vec<_> = frames.buffered(3).flat_map(stream::iter).collect().await;
+        assert!(matches!(&results[..], [Err(Error::Busy { limit: 9 }), Ok(_), Ok(_)]), "a reply is lost");
     }
 }
