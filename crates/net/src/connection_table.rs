@@ -29,7 +29,7 @@ const CONNECTIONS_MIN: usize = 16;
 /// Connections above the limit, because a closed connection holds its descriptor until its task ends.
 const CLOSING_MAX: usize = 64;
 /// The longest time that a new connection waits for the descriptor of a closed one.
-const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 /// The most warnings within a minute that a limit is reached.
 const WARNINGS_PER_MINUTE_MAX: u64 = 6;
 
