@@ -9,9 +9,9 @@ use super::processor_time::{own_processor_seconds, processor_seconds_of};
 pub(super) enum Stage {
     /// The client of the bench, and what no other stage has.
     Client,
-    /// HTTP, JSON and credentials, and the gRPC client of the engine.
+    /// HTTP, JSON and credentials, and the gRPC client of the engine; or the server of the HTTP echo.
     Edge,
-    /// The gRPC server of the engine, and its rules.
+    /// The gRPC server of the engine, and its rules; or that of the gRPC echo.
     Engine,
     /// The writer and the upkeep of the store.
     Store,
