@@ -34,7 +34,7 @@ const STORAGE_KEY: &str = "the storage key";
 const FEW: u32 = 60;
 /// PINs set, and as many viewed, while the memory is searched. `PINSEAL_MEMORY_PINS` sets another number:
 /// `scripts/test-memory` runs 50,000.
-const MANY: u32 = 10_000;
+const MANY: u32 = 4_000;
 /// The load runs until the memory was searched this often.
 const SEARCHES_MIN: u32 = 10;
 /// A pause between two searches, in which the load has the processors.

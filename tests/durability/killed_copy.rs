@@ -26,9 +26,9 @@ use store::{
 use super::command::{done, text};
 
 /// More than two pages of a copy.
-const CARDS: u64 = 2_500;
+const CARDS: u64 = 2_100;
 /// The points at which a copy is killed, of `PARTS` parts of its bytes.
-const POINTS: [u64; 5] = [1, 3, 5, 7, 9];
+const POINTS: [u64; 3] = [1, 5, 9];
 const PARTS: u64 = 10;
 
 /// A TCP proxy between a copy and its server, which counts the bytes of both directions and may hold them.
