@@ -231,7 +231,10 @@ fn derive(vault: &Path, passphrase: &str, head: &[u8], key: &mut Clear<32>) -> R
     let salt = head.get(NONCE_AT - 16..NONCE_AT).ok_or_else(foreign)?;
     let params = Params::new(memory, passes, 1, Some(32)).map_err(|_| foreign())?;
     // Of the last block, a reader computes the key: argon2 itself does not wipe its blocks.
-    let mut blocks = Zeroizing::new(vec![Block::new(); params.block_count()]);
+    let mut blocks = Zeroizing::new(Vec::new());
+    // The head of a foreign file may ask for more memory than there is.
+    blocks.try_reserve_exact(params.block_count()).map_err(|_| foreign())?;
+    blocks.resize(params.block_count(), Block::new());
     let argon = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
     argon
         .hash_password_into_with_memory(passphrase.as_bytes(), salt, key.bytes_mut(), &mut *blocks)
