@@ -36,7 +36,7 @@ const FEW: u32 = 60;
 /// `scripts/test-memory` runs 50,000.
 const MANY: u32 = 4_000;
 /// The load runs until the memory was searched this often.
-const SEARCHES_MIN: u32 = 10;
+const SEARCHES_MIN: u32 = 4;
 /// A pause between two searches, in which the load has the processors.
 const BETWEEN_SEARCHES: Duration = Duration::from_secs(2);
 /// Concurrent clients: by gRPC, and through the edge.
