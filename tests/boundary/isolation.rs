@@ -22,7 +22,7 @@ use support::{
     hsm_process::{HsmProcess, create_vault},
     known::Known,
     real_token::{Make, RealToken},
-    wait::{signal, soon},
+    wait::{signal, soon, stop},
 };
 
 const KILLS: u32 = 50;
@@ -110,7 +110,7 @@ async fn a_hanging_boundary_is_killed_and_replaced() {
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
     let hung = engine.hsm_id().unwrap();
-    signal(hung, "STOP");
+    stop(hung);
     let control = client.open("7100", Scope::SetPin).await.unwrap().control_id;
     assert_eq!(client.tzpk(&control, &device).await.unwrap_err().code(), Code::Unavailable);
     soon("it is not back", async || client.tzpk(&control, &device).await.ok()).await;

@@ -30,7 +30,7 @@ use support::{
     ceremony::pinseal,
     certificates::{certificates, channel_as, peer},
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
-    wait::{signal, soon, within},
+    wait::{signal, soon, stop, within},
 };
 
 /// The client's end of a stream.
@@ -173,7 +173,7 @@ async fn calls_end_at_their_deadline_and_when_they_are_cancelled() {
         controls.push(control(&mut stream, number, &format!("641{number}")).await);
     }
     let hsm = engine.hsm_id().unwrap();
-    signal(hsm, "STOP");
+    stop(hsm);
     let short = within_time(call(10, issue_tzpk(&controls[0], &device)), Duration::from_millis(300));
     stream.send(vec![short, call(11, issue_tzpk(&controls[1], &device)), call(12, open_control("6414"))]).await;
     // A call that waits for the boundary delays no other one.
@@ -272,7 +272,7 @@ async fn a_drained_stream_names_its_last_call_and_finishes_it() {
                 Some(control) => control,
                 None => return None,
             };
-            signal(hsm, "STOP");
+            stop(hsm);
             stream.send(vec![call(2, issue_tzpk(&control, &device)), call(3, open_control("6432"))]).await;
             let begun = loop {
                 let is_drained = !matches!(stream.read().await, Ok(Some(()))) || stream.last_call.is_some();

@@ -12,7 +12,7 @@ use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
     engine_process::{EngineProcess, device},
     rotation::{records_under, settings, watched},
-    wait::{signal, soon},
+    wait::{signal, soon, stop},
 };
 
 /// Long enough for a call to reach the boundary.
@@ -42,7 +42,7 @@ async fn a_pin_translated_before_a_reload_uses_the_new_key() {
 
     // A boundary that answers late, as with a slow token.
     let before = engine.hsm_id().unwrap();
-    signal(before, "STOP");
+    stop(before);
     let late = tokio::spawn(async move { client.set_block(&control, &block).await });
     tokio::time::sleep(ON_ITS_WAY).await;
     signal(engine.id(), "HUP");

@@ -25,7 +25,7 @@ use support::{
     certificates::{certificates, channel_as, peer, port_of},
     edge_process::{EdgeProcess, TOKEN},
     engine_process::EngineProcess,
-    wait::{signal, soon, within},
+    wait::{signal, soon, stop, within},
 };
 
 /// The callers at a time, and the pause of each between two calls.
@@ -271,7 +271,7 @@ async fn a_frozen_engine_gets_no_call_after_its_health_check() {
     let freeze = async |engine: &StoredEngine| {
         let silent = || edge.log().matches("an engine is silent").count();
         let before = silent();
-        signal(engine.process().id(), "STOP");
+        stop(engine.process().id());
         let found = async || (silent() > before).then_some(());
         within(CONDITION_TIME_MAX, "the frozen engine is not found", found).await;
     };

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use support::{
     ceremony::pinseal,
     engine_process::{AUDIT_USER, Client, EngineProcess, TENANT, device, reason},
-    wait::{signal, soon},
+    wait::{soon, stop},
     zone_party::{ZoneParty, right, wrong, zone},
 };
 
@@ -318,7 +318,7 @@ async fn a_boundary_that_does_not_answer_uses_no_try() {
     let mut client = engine.client().await;
     client.set_by_zone("3022", &party.block("27182")).await.unwrap();
     // The engine kills the process when it has not answered for a while.
-    signal(engine.hsm_id().unwrap(), "STOP");
+    stop(engine.hsm_id().unwrap());
     let lost = client.verify("3022", &party.block("27182")).await.unwrap_err();
     assert!(matches!(lost.code(), Code::Unavailable | Code::DeadlineExceeded), "{lost:?}");
     let found = client.find("3022").await.unwrap();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::{
     edge_process::{EdgeProcess, OTHER_TOKEN, token_of, zone_client},
     engine_process::{AUDIT_USER, EngineProcess, METRICS, TENANT, device, reason},
-    wait::{signal, soon, within},
+    wait::{signal, soon, stop, within},
 };
 use tonic::Code;
 
@@ -756,7 +756,7 @@ async fn a_browser_that_leaves_a_stalled_engine_fails_no_exchange() {
     let opened = edge.post("/pincontrol/v2/plastic/7827?auditUser=it", "{\"scope\":\"SET_PIN\"}");
     let (exchanged, unknown) = (exchange(opened.member("id")), exchange(&uuid::Uuid::new_v4().to_string()));
     let mut browser = Browser { edge: &edge, cookie: None };
-    signal(engine.id(), "STOP");
+    stop(engine.id());
     let body = exchanged.to_string();
     let begun = async || {
         let mut stream = edge.connect();
