@@ -21,8 +21,8 @@ const GROWTH_MAX: u64 = 128 << 20;
 /// The attacks that the HTTP/2 library ends with GOAWAY and ENHANCE_YOUR_CALM.
 const CALMED: [&str; 3] = ["rapid-reset", "continuation", "empty-data"];
 
-/// Runs attacks by `pinseal bench floods`, with the same program as the services, and returns the figures. Without names it
-/// runs all.
+/// Runs the attacks of these names, or all without names, by `pinseal bench floods`, with the same program as the services.
+/// Returns the figures.
 fn attacks(transport: &str, names: &[&str]) -> Vec<Value> {
     let directory = tempfile::tempdir().unwrap();
     let figures = directory.path().join("figures.json");
