@@ -1,13 +1,11 @@
 //! Signals to a process, and waiting for a condition.
 
 use std::{
-    fs,
     process::Command,
     time::{Duration, Instant},
 };
 
-/// The limit for a stop: far longer than any machine needs.
-const STOP_TIME_MAX: Duration = Duration::from_secs(60);
+use postgres_server::{PATIENCE, process_tree::is_stopped};
 
 /// Sends a signal by its name without SIG.
 pub fn signal(process: u32, name: &str) {
@@ -19,21 +17,9 @@ pub fn stop(process: u32) {
     signal(process, "STOP");
     let began = Instant::now();
     while !is_stopped(process) {
-        assert!(began.elapsed() < STOP_TIME_MAX, "process {process} does not stop");
+        assert!(began.elapsed() < PATIENCE, "process {process} does not stop");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Whether every thread of a process is stopped or has ended.
-fn is_stopped(process: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    threads.map(|thread| thread.unwrap().path().join("stat")).all(|path| {
-        // A thread that ended has no file any more.
-        let stat = fs::read_to_string(path).unwrap_or_default();
-        // The state follows the name, which is in parentheses (proc(5)).
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        matches!(state, None | Some('T' | 'Z' | 'X'))
-    })
 }
 
 /// Usually within a second; the limit is longer for a busy machine.
