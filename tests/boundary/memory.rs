@@ -35,7 +35,7 @@ const FEW: u32 = 60;
 /// PINs set, and as many viewed, while the memory is searched. `PINSEAL_MEMORY_PINS` sets another number:
 /// `scripts/test-memory` runs 50,000.
 const MANY: u32 = 4_000;
-/// The load runs until the memory was searched this often.
+/// The load runs until the memory was searched this often. `PINSEAL_MEMORY_SEARCHES` sets another number.
 const SEARCHES_MIN: u32 = 4;
 /// A pause between two searches, in which the load has the processors.
 const BETWEEN_SEARCHES: Duration = Duration::from_secs(2);
@@ -117,7 +117,7 @@ async fn no_clear_value_is_in_engine_or_edge_under_load() {
     let left: Vec<_> = planted.find_in(hsm).names.into_iter().filter(|name| *name != CONTROL).collect();
     assert_eq!(left, [STORAGE_KEY], "left in the boundary's memory once it is idle");
     let searches = planted.searches.load(Ordering::Relaxed);
-    assert!(searches >= SEARCHES_MIN, "the load ended after {searches} searches");
+    assert!(searches >= searches_min(), "the load ended after {searches} searches");
     let summary =
         format!("{} PINs set and viewed, {searches} searches of engine and edge, {} MiB\n", pins(), bytes >> 20);
     std::io::stdout().write_all(summary.as_bytes()).unwrap();
@@ -125,6 +125,10 @@ async fn no_clear_value_is_in_engine_or_edge_under_load() {
 
 fn pins() -> u32 {
     std::env::var("PINSEAL_MEMORY_PINS").map_or(MANY, |number| number.parse().unwrap())
+}
+
+fn searches_min() -> u32 {
+    std::env::var("PINSEAL_MEMORY_SEARCHES").map_or(SEARCHES_MIN, |number| number.parse().unwrap())
 }
 
 /// The values of the calls so far, and the progress.
@@ -153,7 +157,7 @@ impl Story {
 
     fn take_turn(&self) -> Option<u32> {
         Some(self.played.fetch_add(1, Ordering::Relaxed))
-            .filter(|turn| *turn < self.pins || self.searches.load(Ordering::Relaxed) < SEARCHES_MIN)
+            .filter(|turn| *turn < self.pins || self.searches.load(Ordering::Relaxed) < searches_min())
     }
 
     fn plant(&self, what: &'static str, bytes: &[u8]) {

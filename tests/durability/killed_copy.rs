@@ -27,9 +27,14 @@ use super::command::{done, text};
 
 /// More than two pages of a copy.
 const CARDS: u64 = 2_100;
-/// The points at which a copy is killed, of `PARTS` parts of its bytes.
-const POINTS: [u64; 3] = [1, 5, 9];
+/// The points at which a copy is killed, of `PARTS` parts of its bytes; all of them with `PINSEAL_COPY_KILLS_ALL`.
+const POINTS: &[u64] = &[1, 5, 9];
+const ALL_POINTS: &[u64] = &[1, 3, 5, 7, 9];
 const PARTS: u64 = 10;
+
+fn points() -> &'static [u64] {
+    if std::env::var_os("PINSEAL_COPY_KILLS_ALL").is_some() { ALL_POINTS } else { POINTS }
+}
 
 /// A TCP proxy between a copy and its server, which counts the bytes of both directions and may hold them.
 struct Proxy {
@@ -212,7 +217,7 @@ async fn a_killed_copy_into_a_database_continues_without_loss() {
     let copy = |config: &Path| strings(&["store", "copy", "--from-store", text(&from), "--to-config", text(config)]);
     make_empty(&server, &config).await;
     let bytes = bytes_of(directory, &server, &copy);
-    for point in POINTS {
+    for point in points() {
         make_empty(&server, &config).await;
         kill_copy(directory, &server, &copy, bytes * point / PARTS);
         let again = copy(&config);
@@ -238,7 +243,7 @@ async fn a_killed_copy_out_of_a_database_continues_without_loss() {
     let bytes = bytes_of(directory, &server, &|config| {
         strings(&["store", "copy", "--from-config", text(config), "--to-store", text(&measured)])
     });
-    for point in POINTS {
+    for point in points() {
         let to = directory.join(format!("back-{point}"));
         let copy = |config: &Path| strings(&["store", "copy", "--from-config", text(config), "--to-store", text(&to)]);
         kill_copy(directory, &server, &copy, bytes * point / PARTS);
